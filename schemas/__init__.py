@@ -1,0 +1,1 @@
+"""Typed, frozen descriptions of everything AccelMark reads and writes; needs pydantic only."""

@@ -1,0 +1,142 @@
+"""Events: one JSON line each, appended and flushed by every rank to a file of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Union
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter
+
+from schemas.base import Schema
+from schemas.chip import Device, MemoryReading, TelemetryReading
+
+Phase = Literal["start", "data", "setup", "warmup", "measure", "finish"]
+Status = Literal["ok", "oom", "nan", "hang", "crashed", "interrupted", "invalid"]
+
+
+class _Event(Schema):
+    time_unix_s: NonNegativeFloat
+    elapsed_s: NonNegativeFloat
+    """Since this process started, by a monotonic clock; differences are taken of this one."""
+    rank: NonNegativeInt
+
+
+class PhaseEvent(_Event):
+    """The rank entered a phase."""
+
+    kind: Literal["phase"] = "phase"
+    phase: Phase
+
+
+class DeviceEvent(_Event):
+    """The device is ready."""
+
+    kind: Literal["device"] = "device"
+    device: Device
+    environment: dict[str, str]
+    host: str
+    pid: PositiveInt
+
+
+class ModelEvent(_Event):
+    """The model was built and wrapped by the engine."""
+
+    kind: Literal["model"] = "model"
+    parameters_total: PositiveInt
+    parameters_trainable: NonNegativeInt
+    parameters_embedding: NonNegativeInt
+    weights: Literal["random", "pretrained"]
+    optimizer: str
+    """Class of the optimizer that really steps, after ``optimizer_wrap``."""
+    notes: dict[str, str] = {}
+
+
+class DataEvent(_Event):
+    """The data set that is read."""
+
+    kind: Literal["data"] = "data"
+    data: str
+    """``generated`` or the data set's name."""
+    manifest_sha256: str
+    sequences: PositiveInt
+    tokens: PositiveInt
+
+
+class StepEvent(_Event):
+    """One optimizer step has ended on the device; ``loss`` is a mean over the global batch's labels."""
+
+    kind: Literal["step"] = "step"
+    phase: Literal["warmup", "measure"]
+    step: PositiveInt
+    """From 1, warm-up included."""
+    total_steps: PositiveInt | None
+    """How many there will be, once that is known."""
+    step_time_s: NonNegativeFloat | None
+    loss: float | None
+    """None where it is not finite (an ``error`` event follows)."""
+    grad_norm: float | None
+    learning_rate: NonNegativeFloat
+    label_tokens: NonNegativeInt
+    """Of this rank."""
+    real_tokens: NonNegativeInt
+    padded_tokens: NonNegativeInt
+    memory_allocated_gib: NonNegativeFloat | None = None
+
+
+class WindowEvent(_Event):
+    """The measured window has ended: wall time between two device synchronisations."""
+
+    kind: Literal["window"] = "window"
+    window_s: NonNegativeFloat
+    steps: PositiveInt
+    real_tokens: NonNegativeInt
+    padded_tokens: NonNegativeInt
+    epochs: NonNegativeInt
+    """Whole passes over the data set."""
+
+
+class MemoryEvent(_Event):
+    """Memory peaks, reset after warm-up."""
+
+    kind: Literal["memory"] = "memory"
+    memory: MemoryReading
+
+
+class TelemetryEvent(_Event):
+    """One telemetry sample."""
+
+    kind: Literal["telemetry"] = "telemetry"
+    reading: TelemetryReading
+
+
+class WarningEvent(_Event):
+    """Something a reader of the record must know."""
+
+    kind: Literal["warning"] = "warning"
+    message: str
+
+
+class ErrorEvent(_Event):
+    """The rank failed."""
+
+    kind: Literal["error"] = "error"
+    status: Status
+    step: NonNegativeInt | None
+    reason: str
+    traceback: str
+    exit_code: PositiveInt = 1
+
+
+class FinishEvent(_Event):
+    """The rank did all its work."""
+
+    kind: Literal["finish"] = "finish"
+
+
+Event = Annotated[
+    Union[
+        PhaseEvent, DeviceEvent, ModelEvent, DataEvent, StepEvent, WindowEvent,
+        MemoryEvent, TelemetryEvent, WarningEvent, ErrorEvent, FinishEvent,
+    ],
+    Field(discriminator="kind"),
+]  # fmt: skip
+EventAdapter: TypeAdapter[Event] = TypeAdapter(Event)

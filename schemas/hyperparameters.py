@@ -1,0 +1,80 @@
+"""Hyper-parameters, measuring window, and the typed overrides that layer over them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from schemas.base import Schema
+
+Precision = Literal["fp32", "tf32", "amp", "fp16", "bf16", "fp8"]
+Attention = Literal["eager", "sdpa", "flex"]
+Checkpointing = Literal["none", "selective", "full"]
+OptimizerState = Literal["fp32", "bf16_stochastic", "8bit"]
+
+
+class HyperParameters(Schema):
+    """What a run trains with. Only these fields (and ``measure``, ``model``, ``data``) can be overridden."""
+
+    precision: Precision
+    """What parameters are kept in and matrix products run in; see the precision table in docs/plan.md."""
+    autocast_dtype: Literal["bf16", "fp16"] = "bf16"
+    """The type that ``amp`` autocasts to; fp16 brings a loss scaler."""
+    optimizer_state: OptimizerState = "fp32"
+    """Main weights and Adam moments: fp32, or bf16 with stochastic rounding (8 bytes a parameter in all)."""
+
+    local_batch_size: PositiveInt
+    """LBS, sequences per rank and micro-batch."""
+    sequence_length: PositiveInt
+    """MPE, tokens per sequence."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """GAS, micro-batches per optimizer step."""
+
+    tensor_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What data parallel ranks shard: 0 nothing, 1 optimizer state, 2 + gradients, 3 + parameters."""
+    offload: Literal["none", "optimizer"] = "none"
+    """Keep the optimizer state in host memory (engine deepspeed)."""
+
+    optimizer: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat
+    min_learning_rate: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule_steps: PositiveInt | None = None
+    """Optimizer steps until ``min_learning_rate`` is reached; needed by linear and cosine."""
+    lr_warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    adam_eps: PositiveFloat = 1e-8
+    clip_grad_norm: NonNegativeFloat = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+    z_loss: NonNegativeFloat = 0.0
+    """Weight of the squared log-partition (Baichuan2's optional z-loss)."""
+    seed: NonNegativeInt = 1234
+
+    attention: Attention = "sdpa"
+    activation_checkpointing: Checkpointing = "none"
+    compile: bool = False
+    """torch.compile of every decoder block."""
+    loss: Literal["full", "chunked"] = "full"
+    """Cross-entropy over all logits at once, or in chunks so that full fp32 logits never exist."""
+
+
+class Measure(Schema):
+    """The measuring window: warm-up steps are dropped, then at least ``steps`` steps and ``min_window_s``."""
+
+    warmup_steps: PositiveInt = 5
+    steps: PositiveInt = 20
+    min_window_s: NonNegativeFloat = 30.0
+    """Applies on an accelerator; the reference chip stops after ``steps``."""
+    timeout_s: PositiveFloat = 1800.0
+    """The launcher ends a run that reports no progress for this long."""
+
+
+OverrideValue = bool | int | float | str | None
+Overrides = dict[str, OverrideValue]
+"""Dotted field to value: ``gradient_accumulation_steps`` (a hyper-parameter), ``measure.steps``,
+``model.num_layers``, ``data.path``. Names and types are checked where the layer is applied."""

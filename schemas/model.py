@@ -1,0 +1,43 @@
+"""The shape of a decoder-only language model, enough to build it and to count its FLOPs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from typing_extensions import Self
+
+from schemas.base import Schema
+
+
+class DecoderSpec(Schema):
+    """A decoder-only transformer. ``factory`` builds it, so a case can bring a model of its own."""
+
+    factory: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    """``module:callable``, called as ``callable(spec, hp)``; returns a ``core.models.decoder.Decoder``."""
+    nominal_parameters: PositiveInt
+    """The number the model is named after (7e9, 13e9); the ``flagperf`` FLOPs rule uses it."""
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt
+    vocab_size: PositiveInt
+    max_positions: PositiveInt
+    position: Literal["rope", "alibi"] = "rope"
+    rope_theta: PositiveFloat = 10000.0
+    norm_eps: PositiveFloat
+    initializer_range: PositiveFloat = 0.02
+
+    @property
+    def head_size(self) -> int:
+        """Channels per attention head."""
+        return self.hidden_size // self.num_heads
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        return self

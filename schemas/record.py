@@ -1,0 +1,142 @@
+"""The validated facts of one run: measured by AccelMark, or taken from a published report."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from schemas.base import SCHEMA_VERSION, Name, Schema
+from schemas.event import Status
+from schemas.hyperparameters import OverrideValue, Precision
+from schemas.plan import Plan
+from schemas.units import Parallel, Topology
+
+
+class Throughput(Schema):
+    """Means over the measured window; a step's distribution beside it."""
+
+    tokens_per_second_per_chip: PositiveFloat
+    """Real tokens (without padding) per second and chip: the reports' ``token/p/s``."""
+    padded_tokens_per_second_per_chip: PositiveFloat | None = None
+    measured_steps: PositiveInt | None = None
+    window_s: PositiveFloat | None = None
+    step_time_mean_s: PositiveFloat | None = None
+    step_time_median_s: PositiveFloat | None = None
+    step_time_p5_s: PositiveFloat | None = None
+    step_time_p95_s: PositiveFloat | None = None
+
+
+class Mfu(Schema):
+    """Model FLOPs utilisation as a fraction, by four rules; None with the reason in ``missing``."""
+
+    flagperf: PositiveFloat | None = None
+    palm: PositiveFloat | None = None
+    causal: PositiveFloat | None = None
+    hardware: PositiveFloat | None = None
+    missing: str | None = None
+    flops_per_token: dict[str, PositiveFloat] = {}
+    formulas: dict[str, str] = {}
+    peak_tflops: PositiveFloat | None = None
+    peak_precision: str | None = None
+    peak_source: str | None = None
+
+
+class Memory(Schema):
+    """Device memory in GiB, the largest over the ranks."""
+
+    peak_allocated_gib: NonNegativeFloat | None = None
+    peak_reserved_gib: NonNegativeFloat | None = None
+    peak_device_gib: NonNegativeFloat | None = None
+    capacity_gib: PositiveFloat | None = None
+    allocation_retries: NonNegativeInt | None = None
+    oom_count: NonNegativeInt | None = None
+
+
+class Loss(Schema):
+    """Mean cross-entropy per label token of the global batch."""
+
+    first: float | None = None
+    last: float | None = None
+    """Of the last measured step: the table's ``loss``."""
+    curve: tuple[float, ...] = ()
+    """One value a step, warm-up included."""
+    grad_norm_curve: tuple[float, ...] = ()
+    step_time_curve_s: tuple[float, ...] = ()
+    memory_allocated_curve_gib: tuple[float, ...] = ()
+
+
+class Telemetry(Schema):
+    """Over the measured window, per chip; None where the vendor cannot tell."""
+
+    samples: NonNegativeInt = 0
+    power_mean_w: NonNegativeFloat | None = None
+    power_max_w: NonNegativeFloat | None = None
+    temperature_max_c: float | None = None
+    utilisation_mean_percent: NonNegativeFloat | None = None
+    sm_clock_mean_mhz: NonNegativeFloat | None = None
+    energy_per_token_j: PositiveFloat | None = None
+
+
+class Parameters(Schema):
+    """Counted from the built model."""
+
+    total: PositiveInt
+    trainable: NonNegativeInt
+    embedding: NonNegativeInt
+
+
+class Record(Schema):
+    """One run. Fields that were not measured, or not published, are None."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    id: Name
+    status: Status
+    reason: str | None = None
+    """One line, for every status but ok."""
+    source: Literal["measured", "published"]
+    official: bool
+    unofficial_reason: str | None = None
+    scaled_down: bool
+    emulated: bool
+    weights: Literal["random", "pretrained"]
+    data: str
+    """``generated`` or the data set's name."""
+
+    case: Name
+    vendor: Name
+    chip: str
+    topology: Topology
+    engine: Name
+    run: Name
+    precision: Precision
+    parallel: Parallel
+    fix_hp: dict[str, OverrideValue] = {}
+
+    throughput: Throughput | None = None
+    mfu: Mfu = Mfu()
+    memory: Memory = Memory()
+    loss: Loss = Loss()
+    accuracy: dict[str, NonNegativeFloat] = {}
+    aligned: bool | None = None
+    """Whether the loss curve follows the reference (是否精度对齐); None where it was not compared."""
+    telemetry: Telemetry = Telemetry()
+    parameters: Parameters | None = None
+    tokens_trained: NonNegativeInt | None = None
+    epochs: NonNegativeInt | None = None
+    data_manifest_sha256: str | None = None
+    environment: dict[str, str] = {}
+    math_mode: dict[str, str] = {}
+    optimizer: str | None = None
+    warnings: tuple[str, ...] = ()
+    started_unix_s: NonNegativeFloat | None = None
+    duration_s: NonNegativeFloat | None = None
+    command: str | None = None
+    plan: Plan | None = None
+    """None for published records."""
+
+    @property
+    def rankable(self) -> bool:
+        """Whether this row may stand in a ranking: measured in full on a real chip by an official plan."""
+        stamped = self.scaled_down or self.emulated or not self.official
+        return self.status == "ok" and not stamped
