@@ -1,0 +1,27 @@
+"""One node of four H200: the published recipe under DeepSpeed, and FSDP2 with fused ALiBi attention."""
+
+from schemas.case import HardwareConfig, Run
+
+CONFIG = HardwareConfig(
+    vendor="nvidia",
+    topology="H200x1x4",
+    engine="torch",
+    runs=(
+        Run(
+            id="published",
+            engine="deepspeed",
+            fix_hp={"zero_stage": 1, "attention": "eager", "activation_checkpointing": "full"},
+        ),
+        Run(
+            id="tuned",
+            fix_hp={
+                "zero_stage": 3,
+                "local_batch_size": 4,
+                "gradient_accumulation_steps": 2,
+                "attention": "flex",
+                "compile": True,
+                "loss": "chunked",
+            },
+        ),
+    ),
+)

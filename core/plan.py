@@ -1,0 +1,209 @@
+"""From layers of settings to one frozen plan, each value with the layer it came from.
+
+Layers, weakest first: the case, the hardware config, the run's ``fix_hp``, ``--set``. What follows from them
+(DP, GBS, DeepSpeed's JSON, the launch line) is derived here and written nowhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from core import launch
+from core.cases import Config, LoadedCase
+from core.engines.catalog import engine_spec
+from core.engines.deepspeed_config import deepspeed_config
+from core.errors import UsageError
+from core.plan_checks import Proposal, nearest, refusals
+from core.plugins import Vendor
+from schemas.base import Schema, explain
+from schemas.case import Case, DataSpec, Run
+from schemas.chip import ChipSpec, PeakPrecision
+from schemas.hyperparameters import HyperParameters, Measure, OverrideValue
+from schemas.model import DecoderSpec
+from schemas.plan import Plan
+from schemas.units import Parallel, Topology
+
+SECTIONS: Mapping[str, type[Schema]] = {"measure": Measure, "model": DecoderSpec, "data": DataSpec}
+"""Dotted settings; a bare key is a hyper-parameter, and ``weights`` stands alone."""
+
+LOCATIONS = frozenset({"data.path", "weights"})
+"""Settings that say where things lie on this machine: setting them does not make a record unofficial."""
+
+MIN_STEPS = 20
+MIN_WINDOW_S = 30.0
+"""The shortest window an official record may have."""
+
+S = TypeVar("S", bound=Schema)
+
+
+class Layers:
+    """Settings by dotted key, each with the layer that set it last."""
+
+    def __init__(self, case: Case) -> None:
+        self.values: dict[str, object] = {}
+        self.origins: dict[str, str] = {}
+        source = f"case {case.name}"
+        self._start("", case.hyper_parameters, source)
+        self._start("measure.", case.measure, source)
+        self._start("model.", case.model, source)
+        self._start("data.", case.data, source)
+        self.values["weights"] = case.weights
+        self.origins["weights"] = source
+
+    def _start(self, prefix: str, section: Schema, source: str) -> None:
+        for name in type(section).model_fields:
+            self.values[prefix + name] = getattr(section, name)
+            self.origins[prefix + name] = source if name in section.model_fields_set else "default"
+
+    def apply(self, overrides: Mapping[str, OverrideValue], origin: str) -> None:
+        """Lay ``overrides`` on top; UsageError names an unknown key and the closest known one."""
+        for key, value in overrides.items():
+            if key not in self.values:
+                close = difflib.get_close_matches(key, self.values, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(self.values))}"
+                raise UsageError(f"{origin}: unknown setting {key!r} (value {value!r})", hint)
+            self.values[key] = value
+            self.origins[key] = origin
+
+    def section(self, prefix: str, schema: type[S]) -> S:
+        """The validated section; UsageError names the layer, field and value that is wrong."""
+        data = {name: self.values[prefix + name] for name in schema.model_fields}
+        try:
+            return schema.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]["loc"]
+            key = prefix + str(first[0]) if first else prefix.rstrip(".")
+            origin = self.origins.get(key, "plan")
+            raise UsageError(explain(error, origin), f"correct {key!r} in {origin}") from error
+
+
+def compute_precision(hp: HyperParameters) -> PeakPrecision:
+    """What the matrix products run in: the autocast type under ``amp``, else the precision itself."""
+    return hp.autocast_dtype if hp.precision == "amp" else hp.precision
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to plan: one run of one config, and what the command line adds."""
+
+    loaded: LoadedCase
+    config: Config
+    run: Run
+    vendor: Vendor
+    engine: str | None = None
+    """``--engine``."""
+    sets: Mapping[str, OverrideValue] = field(default_factory=dict)
+    """``--set``."""
+    world: tuple[int, int] | None = None
+    """Nodes and ranks per node, where another launcher has fixed them already."""
+
+    @property
+    def fix_hp(self) -> dict[str, OverrideValue]:
+        """What differs from the config: the run's changes and those of ``--set``."""
+        return dict(self.run.fix_hp) | {key: v for key, v in self.sets.items() if key not in LOCATIONS}
+
+
+def build(request: Request) -> Plan:
+    """Resolve one run; UsageError, with the nearest plan that works, when it cannot be."""
+    loaded, config, vendor = request.loaded, request.config, request.vendor
+    layers = _layers(request)
+    hp, model = layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
+    measure, data = layers.section("measure.", Measure), layers.section("data.", DataSpec)
+    weights = layers.values["weights"]
+    chip = vendor.chip(config.value.topology.chip)
+    topology = _topology(config, chip, request.world)
+    engine, layers.origins["engine"] = _engine(request)
+    sequences = None if data.path is not None else data.generated_sequences
+    proposal = Proposal(engine_spec(engine).name, chip, topology, hp, model, sequences)
+    _refuse(proposal)
+    unofficial = _unofficial_reason(request, layers.origins["engine"], measure, chip)
+    plan = Plan(
+        case=loaded.case.name,
+        case_location=loaded.location,
+        config=config.value.name,
+        run=request.run.id,
+        vendor=vendor.name,
+        vendor_distribution=vendor.distribution,
+        engine=engine,
+        chip=chip,
+        topology=topology,
+        hyper_parameters=hp,
+        measure=measure,
+        model=model,
+        tokenizer=loaded.case.tokenizer,
+        data=data,
+        weights=None if weights is None else str(weights),
+        fix_hp=request.fix_hp,
+        remark=request.run.remark,
+        origins=layers.origins,
+        parallel=Parallel(tp=hp.tensor_parallel, pp=hp.pipeline_parallel, dp=proposal.data_parallel),
+        global_batch_size=proposal.global_batch_size,
+        tokens_per_step=proposal.global_batch_size * hp.sequence_length,
+        compute_precision=compute_precision(hp),
+        engine_config=deepspeed_config(hp) if engine == "deepspeed" else {},
+        launch=launch.command(topology, loaded.location, config.value.name, request.run.id, request.sets),
+        launch_env={},
+        scaled_down=model != loaded.case.model,
+        official=unofficial is None,
+        unofficial_reason=unofficial,
+    )
+    return plan.model_copy(update={"launch_env": vendor.launch_env(plan)})
+
+
+def _layers(request: Request) -> Layers:
+    layers = Layers(request.loaded.case)
+    layers.apply(request.config.value.defaults, request.config.source)
+    layers.apply(request.run.fix_hp, f"{request.config.source}, run {request.run.id}")
+    layers.apply(request.sets, "--set")
+    return layers
+
+
+def _engine(request: Request) -> tuple[str, str]:
+    """The engine and the layer that chose it."""
+    config, run = request.config, request.run
+    name, origin = config.value.engine, config.source
+    if run.engine:
+        name, origin = run.engine, f"{config.source}, run {run.id}"
+    return (name, origin) if request.engine in (None, name) else (str(request.engine), "--engine")
+
+
+def _topology(config: Config, chip: ChipSpec, world: tuple[int, int] | None) -> Topology:
+    planned = config.value.topology
+    if world is None or world == (planned.nodes, planned.chips_per_node):
+        return planned
+    actual = Topology(chip=planned.chip, nodes=world[0], chips_per_node=world[1])
+    if not chip.reference:
+        raise UsageError(
+            f"the launcher started {actual.nodes} × {actual.chips_per_node} ranks, config {planned} plans "
+            f"{planned.nodes} × {planned.chips_per_node}",
+            f"start {planned.world_size} ranks, or add a config_{actual}.py to the case",
+        )
+    return actual
+
+
+def _refuse(proposal: Proposal) -> None:
+    found = refusals(proposal)
+    if found:
+        changes = " ".join(f"--set {key}={value}" for key, value in nearest(proposal).items())
+        raise UsageError(
+            "this plan cannot be: " + "; ".join(refusal.reason for refusal in found),
+            f"the nearest plan that works: {changes}",
+        )
+
+
+def _unofficial_reason(request: Request, engine_origin: str, measure: Measure, chip: ChipSpec) -> str | None:
+    changed = request.sets.keys() - LOCATIONS
+    if changed:
+        return f"--set changed {', '.join(sorted(changed))}"
+    if engine_origin == "--engine":
+        return f"--engine {request.engine} replaced the config's"
+    if measure.steps < MIN_STEPS:
+        return f"{measure.steps} measured steps are fewer than {MIN_STEPS}"
+    if not chip.reference and measure.min_window_s < MIN_WINDOW_S:
+        return f"a window of {measure.min_window_s} s is shorter than {MIN_WINDOW_S} s"
+    return None
