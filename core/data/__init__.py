@@ -1,0 +1,1 @@
+"""Data: generated corpus, tokenizer, token files and their manifest, the reader and the device loader."""
