@@ -1,0 +1,110 @@
+"""The block 测量细节 of a measured sheet: how one run was measured, and the numbers its table has no room for."""
+
+from __future__ import annotations
+
+from core.report.cells import percent
+from core.report.say import item_list, significant, verbatim
+from schemas.base import Text
+from schemas.plan import Plan
+from schemas.record import Record
+from schemas.report import EntryItem, Item, TextItem
+
+
+def run_details(record: Record, plan: Plan) -> TextItem:
+    """One list item for the run, with an entry for everything the record knows of its measurement."""
+    entries: list[Item] = [_entry("记录", "Record", verbatim(record.id))]
+    if record.status != "ok":
+        reason = "" if record.reason is None else f": {record.reason}"
+        entries.append(_entry("失败", "Failed", verbatim(record.status + reason)))
+    if record.unofficial_reason is not None:
+        entries.append(_entry("非正式原因", "Unofficial because", verbatim(record.unofficial_reason)))
+    if record.status == "ok":
+        entries += [*_timing(record, plan), *_utilisation(record), *_memory(record), *_energy(record)]
+    entries += [_entry("警告", "Warning", verbatim(message)) for message in record.warnings]
+    title = Text(zh=f"运行 {record.run}", en=f"Run {record.run}")
+    return TextItem(text=title, children=item_list("-", entries))
+
+
+def _entry(zh: str, en: str, value: Text) -> EntryItem:
+    return EntryItem(key=Text(zh=zh, en=en), value=value)
+
+
+def _known(value: float | None, unit: str) -> str:
+    return "/" if value is None else significant(value, unit)
+
+
+def _timing(record: Record, plan: Plan) -> list[Item]:
+    measured = record.throughput
+    if measured is None:
+        return []
+    window, warmup = _known(measured.window_s, "s"), plan.measure.warmup_steps
+    steps = "/" if measured.measured_steps is None else str(measured.measured_steps)
+    p5, p95 = _known(measured.step_time_p5_s, "s"), _known(measured.step_time_p95_s, "s")
+    median = _known(measured.step_time_median_s, "s")
+    return [
+        _entry(
+            "测量窗口",
+            "Measured window",
+            Text(
+                zh=f"{window}，{steps} 步，此前预热 {warmup} 步不计",
+                en=f"{window}, {steps} steps, after {warmup} warm-up steps that do not count",
+            ),
+        ),
+        _entry(
+            "单步时间",
+            "Step time",
+            Text(
+                zh=f"中位数 {median}，p5 {p5}，p95 {p95}",
+                en=f"median {median}, p5 {p5}, p95 {p95}",
+            ),
+        ),
+    ]
+
+
+def _utilisation(record: Record) -> list[Item]:
+    mfu = record.mfu
+    hardware, causal = percent(mfu.hardware) or "/", percent(mfu.causal) or "/"
+    entries: list[Item] = [
+        _entry(
+            "HFU，MFU(causal)", "HFU, MFU(causal)", Text(zh=f"{hardware}，{causal}", en=f"{hardware}, {causal}")
+        )
+    ]
+    if mfu.peak_tflops is not None:
+        peak = f"{significant(mfu.peak_tflops, 'TFLOP/s')} {mfu.peak_precision or ''}".rstrip()
+        source = mfu.peak_source or "/"
+        entries.append(_entry("峰值及来源", "Peak and source", verbatim(f"{peak}; {source}")))
+    if mfu.missing is not None:
+        entries.append(_entry("无MFU的原因", "Why there is no MFU", verbatim(mfu.missing)))
+    return entries
+
+
+def _memory(record: Record) -> list[Item]:
+    memory = record.memory
+    allocated, reserved, device = (
+        _known(value, "GiB")
+        for value in (memory.peak_allocated_gib, memory.peak_reserved_gib, memory.peak_device_gib)
+    )
+    return [
+        _entry(
+            "显存峰值",
+            "Memory peaks",
+            Text(
+                zh=f"已分配 {allocated}，已保留 {reserved}，整卡 {device}",
+                en=f"allocated {allocated}, reserved {reserved}, whole device {device}",
+            ),
+        )
+    ]
+
+
+def _energy(record: Record) -> list[Item]:
+    read = record.telemetry
+    mean, largest = _known(read.power_mean_w, "W"), _known(read.power_max_w, "W")
+    energy = "/" if read.energy_per_token_j is None else significant(read.energy_per_token_j, "J/token")
+    return [
+        _entry(
+            "单卡功率",
+            "Power per chip",
+            Text(zh=f"平均 {mean}，最大 {largest}", en=f"mean {mean}, largest {largest}"),
+        ),
+        _entry("单token能耗", "Energy per token", verbatim(energy)),
+    ]
