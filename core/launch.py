@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def command(
     """
     if topology.nodes == 1:
         return (
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+            "python", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
             "--nproc-per-node", str(topology.chips_per_node), "-m", "core.worker",
         )  # fmt: skip
     changed = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]

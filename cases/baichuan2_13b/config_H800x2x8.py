@@ -7,6 +7,7 @@ CONFIG = HardwareConfig(
     topology="H800x2x8",
     engine="deepspeed",
     defaults={
+        "data.generated_sequences": 1024,
         "zero_stage": 1,
         "attention": "eager",
         "activation_checkpointing": "full",

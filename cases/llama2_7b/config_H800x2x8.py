@@ -7,6 +7,7 @@ CONFIG = HardwareConfig(
     topology="H800x2x8",
     engine="deepspeed",
     defaults={
+        "data.generated_sequences": 3072,
         "zero_stage": 3,
         "attention": "sdpa",
         "activation_checkpointing": "full",

@@ -1,0 +1,65 @@
+"""The command line: parses, dispatches to ``core.commands``, and turns errors into lines and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+
+from core.errors import AccelMarkError
+
+EXIT_INTERRUPTED = 130
+VERBS = {
+    "run": "run a case and leave a record",
+    "list": "list vendors, chips, cases, configs or engines",
+    "show": "show a case, a config, or a record",
+    "validate": "check cases, their configs, reports and records",
+    "prepare": "turn text into a token file that runs can read",
+    "report": "render a case's README, or rebuild a run's record and report",
+    "doctor": "look for what would keep a run from working here",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in words if word in VERBS), None)
+    arguments = _parser(verb).parse_args(words)
+    try:
+        from rich.console import Console
+
+        module = importlib.import_module(f"core.commands.{arguments.verb}_command")
+        return int(module.execute(arguments, Console(stderr=True)))
+    except AccelMarkError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _parser(verb: str | None) -> argparse.ArgumentParser:
+    """The parser; only the chosen verb's own options are loaded."""
+    parser = argparse.ArgumentParser(
+        prog="accelmark", description="Measures how well AI accelerators train large language models."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, summary in VERBS.items():
+        sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name == verb:
+            importlib.import_module(f"core.commands.{name}_command").add_arguments(sub)
+    return parser
+
+
+def print_json(value: object) -> None:
+    """The one thing that a command with ``--json`` writes to stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))

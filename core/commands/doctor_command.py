@@ -1,0 +1,103 @@
+"""``doctor``: what would keep a run from working here. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from core import plugins
+from core.cli import print_json
+from core.engines.catalog import ENGINES
+from core.launch import ROOT
+
+LOWEST_TORCH = (2, 6)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    what: str
+    verdict: Literal["ok", "note", "problem"]
+    text: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``doctor``."""
+    parser.add_argument("--json", action="store_true", help="an array of checks on stdout")
+
+
+def execute(arguments: argparse.Namespace, console: Console) -> int:
+    """Look at everything; exit code 3 when something will not work."""
+    checks = [*_python(), *_engines(), *_vendors(), *_chips(), *_shadowing()]
+    if arguments.json:
+        print_json([asdict(check) for check in checks])
+    else:
+        for check in checks:
+            print(f"{check.verdict:7} {check.what}: {check.text}")
+    return 3 if any(check.verdict == "problem" for check in checks) else 0
+
+
+def _python() -> Iterator[Check]:
+    yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    compiler = shutil.which("g++") or shutil.which("c++")
+    text = compiler or "none found: runs with compile=true on the CPU, and some vendors' kernels, need one"
+    yield Check("C++ compiler", "ok" if compiler else "note", text)
+
+
+def _engines() -> Iterator[Check]:
+    for engine in ENGINES:
+        missing = [name for name in engine.packages if importlib.util.find_spec(name) is None]
+        if missing:
+            text = f"needs {', '.join(missing)}: pip install 'accelmark[train]' and the engine's extra"
+            yield Check(f"engine {engine.name}", "note", text)
+        else:
+            versions = ", ".join(f"{name} {metadata.version(name)}" for name in engine.packages)
+            yield Check(f"engine {engine.name}", "ok", versions)
+    if importlib.util.find_spec("torch"):
+        version = metadata.version("torch")
+        if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < LOWEST_TORCH:
+            yield Check("torch", "problem", f"{version} is older than {'.'.join(map(str, LOWEST_TORCH))}")
+
+
+def _vendors() -> Iterator[Check]:
+    names = [found.name for found in plugins.discover()]
+    for found in plugins.discover():
+        what = f"vendor {found.name} ({found.distribution})"
+        if found.vendor is None:
+            yield Check(what, "problem", f"broken: {found.reason}")
+        elif names.count(found.name) > 1:
+            yield Check(what, "problem", f"provided twice; choose with --vendor {found.name}@{found.distribution}")
+        else:
+            yield Check(what, "ok", f"{len(found.vendor.chips)} chips")
+
+
+def _chips() -> Iterator[Check]:
+    present, failed = plugins.probe_all()
+    for found in present:
+        count = "any number of" if found.result.count is None else found.result.count
+        name = found.result.chip or "unknown chip"
+        yield Check(
+            "chips here", "ok", f"{count} × {name} ({found.result.device_name}), vendor {found.vendor.name}"
+        )
+    for name, reason in failed.items():
+        yield Check("chips here", "note", f"vendor {name} could not look: {reason}")
+
+
+def _shadowing() -> Iterator[Check]:
+    """Another ``core`` in the current folder wins over ours in ``python -m core.run``, though not in workers."""
+    here = Path.cwd()
+    if here != ROOT and (here / "core").is_dir():
+        text = f"{here / 'core'} shadows AccelMark's here in `python -m core`: use the command `accelmark`"
+        yield Check("package core", "note", text)
+    else:
+        yield Check("package core", "ok", str(ROOT / "core"))

@@ -1,0 +1,72 @@
+"""``run``: plan, launch, record; or with ``--dry-run`` only plan."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from core import runner, torchrun
+from core.cli import print_json
+from core.selection import Selection, parse_sets
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``run``."""
+    parser.add_argument("case", metavar="CASE", help="a case folder (cases/llama2_7b) or an installed case's name")
+    parser.add_argument("--config", metavar="TOPOLOGY", help="hardware config, e.g. H800x2x8 (default: what fits)")
+    parser.add_argument("--run", metavar="ID", help="one run of the config (default: all of them)")
+    parser.add_argument(
+        "--vendor", metavar="NAME[@DIST]", help="vendor plugin, and its distribution if two have it"
+    )
+    parser.add_argument("--engine", metavar="NAME", help="another engine than the config's: torch, deepspeed")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="sets",
+        help="change a setting, to try things out (the record is then not official); repeatable",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and the launch line, start nothing")
+    parser.add_argument("--json", action="store_true", help="records (or plans) as a JSON array on stdout")
+
+
+def execute(arguments: argparse.Namespace, console: Console) -> int:
+    """Run, or plan; the exit code is the worst of the runs'."""
+    selection = Selection(
+        case=arguments.case,
+        config=arguments.config,
+        run=arguments.run,
+        vendor=arguments.vendor,
+        engine=arguments.engine,
+        sets=parse_sets(arguments.sets),
+    )
+    options = runner.Options(selection, arguments.out)
+    if arguments.dry_run:
+        return _show_plans(options, as_json=arguments.json)
+    if torchrun.is_worker():
+        records, code = torchrun.run(options, console)
+    else:
+        records = runner.run(options, console)
+        code = runner.exit_code(records)
+    if arguments.json and (records or not torchrun.is_worker()):
+        print_json([record.model_dump(mode="json") for record in records])
+    elif records:
+        from core.commands.tables import records_table
+
+        Console().print(records_table(records))
+    return code
+
+
+def _show_plans(options: runner.Options, *, as_json: bool) -> int:
+    plans = runner.plans(options)
+    if as_json:
+        print_json([plan.model_dump(mode="json") for plan in plans])
+        return 0
+    from core.commands.tables import plan_table
+    from core.launch import shell_line
+
+    console = Console()
+    for plan in plans:
+        console.print(plan_table(plan))
+        console.print("launch:", shell_line(plan), soft_wrap=True, highlight=False, markup=False)
+    return 0

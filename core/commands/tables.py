@@ -1,0 +1,83 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.table import Table
+
+from schemas.plan import Plan
+from schemas.record import Record
+from schemas.units import Percent
+
+SECTIONS = (("", "hyper_parameters"), ("measure.", "measure"), ("model.", "model"), ("data.", "data"))
+
+
+def records_table(records: Iterable[Record]) -> Table:
+    """One row a record: what was measured, or why it was not."""
+    table = Table("record", "status", "token/p/s", "loss", "mem GiB", "MFU", "MFU(PaLM)", "stamp")
+    for record in records:
+        throughput = record.throughput
+        table.add_row(
+            record.id,
+            record.status if record.reason is None else f"{record.status}: {record.reason}",
+            "/" if throughput is None else f"{throughput.tokens_per_second_per_chip:,.1f}",
+            "/" if record.loss.last is None else f"{record.loss.last:.4f}",
+            memory_cell(record),
+            percent_cell(record.mfu.flagperf),
+            percent_cell(record.mfu.palm),
+            ", ".join(stamps(record)) or "-",
+        )
+    return table
+
+
+def memory_cell(record: Record) -> str:
+    """Used and capacity, as far as known."""
+    memory = record.memory
+    used = memory.peak_device_gib or memory.peak_reserved_gib or memory.peak_allocated_gib
+    if used is None:
+        return "/"
+    return f"{used:.1f}" + ("" if memory.capacity_gib is None else f"/{memory.capacity_gib:.1f}")
+
+
+def percent_cell(fraction: float | None) -> str:
+    """A share, or ``/`` where there is none."""
+    return "/" if fraction is None else Percent.of_fraction(fraction).render()
+
+
+def stamps(record: Record) -> list[str]:
+    """What keeps a row out of rankings, and what its loss means."""
+    found = [name for name in ("scaled_down", "emulated") if getattr(record, name)]
+    if not record.official:
+        found.append("unofficial")
+    if record.weights == "random":
+        found.append("random weights")
+    if record.data == "generated":
+        found.append("generated data")
+    return found
+
+
+def plan_table(plan: Plan) -> Table:
+    """Every resolved value with the layer that set it."""
+    title = f"{plan.case} {plan.config} run {plan.run}: vendor {plan.vendor}, engine {plan.engine}"
+    table = Table("setting", "value", "from", title=title)
+    table.add_row("engine", plan.engine, plan.origins["engine"])
+    for prefix, attribute in SECTIONS:
+        for name, value in getattr(plan, attribute).model_dump(mode="json").items():
+            if not isinstance(value, dict):
+                table.add_row(prefix + name, str(value), plan.origins.get(prefix + name, ""))
+    table.add_row("weights", str(plan.weights), plan.origins["weights"])
+    table.add_section()
+    derived = {
+        "parallel": plan.parallel,
+        "global batch size": plan.global_batch_size,
+        "tokens per step": plan.tokens_per_step,
+        "matrix products in": plan.compute_precision,
+        "scaled down": plan.scaled_down,
+        "official": plan.official if plan.unofficial_reason is None else f"False: {plan.unofficial_reason}",
+        "fix_hp": plan.fix_hp or "/",
+        "engine config": plan.engine_config or "-",
+    }
+    for name, value in derived.items():
+        table.add_row(name, str(value), "derived")
+    return table

@@ -1,0 +1,105 @@
+"""What every engine does the same way, and what each must implement."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from core.data.loader import StepBatch
+from core.engines.catalog import engine_spec
+from core.models.decoder import Decoder
+from core.models.initialise import ParameterCount, Place, initialise_random, load_safetensors
+from schemas.chip import Device
+from schemas.plan import Plan
+
+BuildModel = Callable[[int], Decoder]
+"""Pipeline stage -> model on the meta device; the bound hook ``build_model``."""
+OptimizerWrap = Callable[[torch.optim.Optimizer, nn.Module], torch.optim.Optimizer]
+"""The bound hook ``optimizer_wrap``."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What was really built."""
+
+    parameters: ParameterCount
+    weights: Literal["random", "pretrained"]
+    optimizer: str
+    """Class of the optimizer that steps."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Scalars of one optimizer step, left on the device so that reading them is the loop's decision."""
+
+    loss: Tensor
+    """Mean cross-entropy over the label tokens of the global batch."""
+    grad_norm: Tensor | None
+    """Global gradient norm before clipping; None where the engine does not tell."""
+
+
+class Engine(ABC):
+    """Trains one model on this rank's device; ranks are data parallel unless the engine says otherwise."""
+
+    def __init__(self, plan: Plan, device: Device) -> None:
+        self.plan = plan
+        self.hp = plan.hyper_parameters
+        self.device = torch.device(device.torch_device)
+
+    @abstractmethod
+    def setup(self, build_model: BuildModel, optimizer_wrap: OptimizerWrap) -> ModelFacts:
+        """Build, shard and initialise the model and its optimizer. Called once, before the first step."""
+
+    @abstractmethod
+    def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
+        """One optimizer step over GAS micro-batches."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the model, so that the process group can be destroyed."""
+
+    def facts(self, counted: ParameterCount, optimizer: torch.optim.Optimizer) -> ModelFacts:
+        """What ``setup`` returns; ``counted`` was taken before sharding hid the full shapes."""
+        weights: Literal["random", "pretrained"] = "random" if self.plan.weights is None else "pretrained"
+        kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+        return ModelFacts(counted, weights, kind)
+
+    def initialise(self, model: Decoder, place: Place) -> None:
+        """Fill the parameters, one at a time, from the plan's weights or at random."""
+        named = model.named_parameters()
+        if self.plan.weights is not None:
+            load_safetensors(named, Path(self.plan.weights), place)
+        else:
+            initialise_random(named, self.plan.model, self.hp.seed, place)
+
+    def gradient_scale(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """Factor for a rank's summed loss, and the global batch's label tokens, both on the device.
+
+        Data parallel gradients are averaged over the ranks, so the sum over a rank's labels is multiplied by
+        DP / (label tokens of the whole global batch): uneven labels weigh as they should, which a mean of the
+        ranks' means gets wrong.
+        """
+        tokens = torch.tensor(float(batch.label_tokens), dtype=torch.float64).to(self.device, torch.float32)
+        dist.all_reduce(tokens)
+        return self.plan.parallel.dp / tokens, tokens
+
+    def global_loss(self, cross_entropy_sum: Tensor, tokens: Tensor) -> Tensor:
+        """Mean cross-entropy over the global batch from this rank's sum."""
+        total = cross_entropy_sum.detach().clone()
+        dist.all_reduce(total)
+        return total / tokens
+
+
+def load_engine(name: str) -> type[Engine]:
+    """The engine class called ``name``; imports its framework."""
+    module, _, attribute = engine_spec(name).implementation.partition(":")
+    loaded: type[Engine] = getattr(importlib.import_module(module), attribute)
+    return loaded

@@ -1,0 +1,73 @@
+"""Engine ``deepspeed``: ZeRO stages 0 to 3, configured by the JSON that the plan derived."""
+
+from __future__ import annotations
+
+import gc
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from core.data.loader import StepBatch
+from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
+from core.models.initialise import count_parameters, place_plain
+from core.optimizers import build_optimizer
+
+PARAMETER_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What parameters are kept in; DeepSpeed keeps the fp32 main weights itself. Else fp32."""
+
+
+class DeepSpeedEngine(Engine):
+    """Hands the model and a torch optimizer to ``deepspeed.initialize``."""
+
+    def setup(self, build_model: BuildModel, optimizer_wrap: OptimizerWrap) -> ModelFacts:
+        """Build and initialise the model on the device, then let DeepSpeed shard it.
+
+        The whole model lies on each device for a moment, in its own precision and without optimizer state.
+        """
+        model = build_model(0)
+        counted = count_parameters(model)
+        model.apply_activation_checkpointing()
+        model.compile_blocks()
+        model = model.to(PARAMETER_DTYPES.get(self.hp.precision, torch.float32))
+        model.to_empty(device=self.device)
+        self.initialise(model, place_plain)
+        optimizer = optimizer_wrap(build_optimizer(model.parameters(), self.hp), model)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=dict(self.plan.engine_config), dist_init_required=False
+        )
+        return self.facts(counted, optimizer)
+
+    def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
+        """One optimizer step over GAS micro-batches; the last ``engine.step`` is the one that updates."""
+        scale, tokens = self.gradient_scale(batch)
+        cross_entropy = torch.zeros((), device=self.device)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        for input_ids, labels in batch.micro_batches:
+            objective, entropy = self._engine(input_ids, labels)
+            # The scale already spans all micro-batches, so DeepSpeed must not divide by GAS again.
+            self._engine.backward(objective * scale, scale_wrt_gas=False)
+            cross_entropy += entropy.detach()
+            norm = self._unsharded_norm()
+            self._engine.step()
+        known = self._engine.get_global_grad_norm() if norm is None else norm
+        return StepResult(self.global_loss(cross_entropy, tokens), self._as_tensor(known))
+
+    def close(self) -> None:
+        """DeepSpeed aborts at exit unless its engine is destroyed while the process group is alive."""
+        self._engine.destroy()
+        del self._engine, self._optimizer
+        gc.collect()
+        dist.barrier()
+
+    def _unsharded_norm(self) -> Tensor | None:
+        """The norm at the accumulation boundary of stage 0 in fp32, which DeepSpeed clips by but does not tell."""
+        told = self.hp.zero_stage > 0 or self.hp.precision == "fp16"
+        if told or not self._engine.is_gradient_accumulation_boundary():
+            return None
+        return nn.utils.get_total_norm([p.grad for p in self._engine.module.parameters() if p.grad is not None])
+
+    def _as_tensor(self, norm: Tensor | float | None) -> Tensor | None:
+        return None if norm is None else torch.as_tensor(norm, dtype=torch.float32, device=self.device)

@@ -1,0 +1,153 @@
+"""Engine ``torch``: one device, DDP or FSDP2, chosen by ZeRO stage and precision.
+
+=====================  =======================================================================
+fp32, tf32, amp        stage 0: parameters as they are, DDP on several ranks; 2, 3: FSDP2
+bf16, fp16             fp32 main weights, gathered in 16 bits: FSDP2; stage 0 replicates them
+bf16, bf16_stochastic  bf16 weights and moments; DDP or FSDP2 on several ranks
+=====================  =======================================================================
+
+Stage 2 keeps gathered parameters between forward and backward, stage 3 frees them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from core.data.loader import StepBatch
+from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
+from core.models.decoder import Decoder
+from core.models.initialise import count_parameters, place_dtensor, place_plain
+from core.optimizers import StochasticAdamW, build_optimizer
+
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchEngine(Engine):
+    """See the module's table."""
+
+    def setup(self, build_model: BuildModel, optimizer_wrap: OptimizerWrap) -> ModelFacts:
+        """Build on meta, shard, materialise this rank's part, initialise it, and build the optimizer."""
+        model = build_model(0)
+        counted = count_parameters(model)
+        model.apply_activation_checkpointing()
+        model.compile_blocks()
+        pure_bf16 = self.hp.optimizer_state == "bf16_stochastic"
+        model = model.to(torch.bfloat16 if pure_bf16 else torch.float32)
+        sharded = self._is_sharded()
+        if sharded:
+            self._shard(model)
+        model.to_empty(device=self.device)
+        self.initialise(model, place_dtensor if sharded else place_plain)
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._optimizer = optimizer_wrap(build_optimizer(self._parameters, self.hp), model)
+        self._model: nn.Module = model if sharded or dist.get_world_size() == 1 else self._replicate(model)
+        fp16 = self.hp.precision == "fp16" or self._autocast_dtype() is torch.float16
+        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**16) if fp16 else None
+        return self.facts(counted, self._optimizer)
+
+    def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
+        """One optimizer step over GAS micro-batches."""
+        scale, tokens = self.gradient_scale(batch)
+        cross_entropy = torch.zeros((), device=self.device)
+        for number, (input_ids, labels) in enumerate(batch.micro_batches, start=1):
+            last = number == len(batch.micro_batches)
+            with self._gradient_sync(last), self._autocast():
+                objective, entropy = self._model(input_ids, labels)
+            with self._gradient_sync(last):
+                torch.autograd.backward(self._scaled(objective * scale))
+            cross_entropy += entropy.detach()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._update()
+        return StepResult(self.global_loss(cross_entropy, tokens), norm)
+
+    def close(self) -> None:
+        """Drop the model and its optimizer."""
+        del self._model, self._optimizer, self._parameters
+
+    def _is_sharded(self) -> bool:
+        main_weights = self.hp.precision in TORCH_DTYPES and self.hp.optimizer_state == "fp32"
+        return main_weights or (self.hp.zero_stage > 0 and dist.get_world_size() > 1)
+
+    def _shard(self, model: Decoder) -> None:
+        """FSDP2 over the blocks and the rest; stage 0 replicates by a shard group of one rank."""
+        world = dist.get_world_size()
+        if self.hp.zero_stage == 0:
+            mesh = init_device_mesh(self.device.type, (world, 1), mesh_dim_names=("replicate", "shard"))
+        else:
+            mesh = init_device_mesh(self.device.type, (world,), mesh_dim_names=("shard",))
+        dtype = TORCH_DTYPES.get(self.hp.precision)
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        reshard = self.hp.zero_stage == 3
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+
+    def _replicate(self, model: Decoder) -> DistributedDataParallel:
+        devices = None if self.device.type == "cpu" else [self.device]
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def _autocast_dtype(self) -> torch.dtype | None:
+        return TORCH_DTYPES[self.hp.autocast_dtype] if self.hp.precision == "amp" else None
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        dtype = self._autocast_dtype()
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    @contextlib.contextmanager
+    def _gradient_sync(self, last: bool) -> Iterator[None]:
+        """Replicated gradients travel once per step; sharded ones with every micro-batch, to stay sharded."""
+        if isinstance(self._model, DistributedDataParallel) and not last:
+            with self._model.no_sync():
+                yield
+        else:
+            if isinstance(self._model, FSDPModule) and self.hp.zero_stage == 0:
+                self._model.set_requires_gradient_sync(last)
+            yield
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return self._scaler.scale(loss) if self._scaler is not None else loss
+
+    def _update(self) -> Tensor:
+        """Clip, step and clear the gradients; the global norm before clipping."""
+        if self._scaler is not None:
+            self._scaler.unscale_(self._optimizer)
+        norm = self._clip()
+        if self._scaler is not None:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        else:
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _clip(self) -> Tensor:
+        """The global norm of the gradients, in fp32 whatever they are kept in; and no larger than the limit."""
+        grads = [_local(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
+        norms = torch._foreach_norm(grads, 2.0, dtype=torch.float32)
+        square = torch.stack(norms).square().sum()
+        if self._is_sharded() and self.hp.zero_stage > 0:  # every rank holds a part of each gradient
+            dist.all_reduce(square)
+        norm = square.sqrt()
+        if self.hp.clip_grad_norm > 0:
+            coefficient = (self.hp.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            if isinstance(self._optimizer, StochasticAdamW):
+                self._optimizer.grad_scale = coefficient
+            else:
+                torch._foreach_mul_(grads, coefficient)
+        return norm
+
+
+def _local(grad: Tensor) -> Tensor:
+    return grad.to_local() if isinstance(grad, DTensor) else grad

@@ -1,0 +1,161 @@
+"""Warm up, then measure. The one place where steps are timed.
+
+The measured window opens and closes with a device synchronisation. Inside it the host waits only for the step
+before the last one to end (so that it never runs more than ``IN_FLIGHT`` steps ahead) and reads that step's
+loss; the device always has a whole step queued, so it is never kept waiting.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from core import memory
+from core.clock import DeviceClock
+from core.data.loader import DeviceLoader, StepBatch
+from core.engines.base import Engine
+from core.errors import AccelMarkError
+from core.events import EventLog
+from core.schedule import learning_rate
+from schemas import event as ev
+from schemas.plan import Plan
+
+IN_FLIGHT = 2
+"""Steps the host may be ahead of the device."""
+WINDOW_MARGIN = 1.05
+"""The window is planned this much longer than its minimum, since warm-up only estimates the step time."""
+
+
+class NonFiniteLossError(AccelMarkError):
+    """The loss or the gradient norm became NaN or infinite."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float | None) -> None:
+        super().__init__(
+            f"loss is {loss} and gradient norm {grad_norm} in step {step}",
+            "lower learning_rate, or use a precision with more range (bf16 rather than fp16)",
+        )
+
+
+@dataclass
+class _Pending:
+    """A step that is queued; its scalars are on their way to the host."""
+
+    step: int
+    phase: Literal["warmup", "measure"]
+    batch: StepBatch
+    learning_rate: float
+    start: Any
+    end: Any
+    scalars: torch.Tensor
+    allocated_gib: float | None
+
+
+class Loop:
+    """Runs ``engine`` over ``loader`` and reports every step to ``log``."""
+
+    def __init__(self, plan: Plan, engine: Engine, loader: DeviceLoader, log: EventLog) -> None:
+        self._plan, self._engine, self._log = plan, engine, log
+        self._clock = DeviceClock(engine.device)
+        self._batches = iter(loader)
+        self._pending: deque[_Pending] = deque()
+        self._step = 0
+        self._total: int | None = None
+        self._step_times_s: list[float] = []
+
+    @property
+    def step(self) -> int:
+        """Steps begun so far."""
+        return self._step
+
+    def run(self, epochs_at: Callable[[int], int]) -> None:
+        """Warm up, then measure; raises ``NonFiniteLossError``. ``epochs_at`` tells the epochs after a step."""
+        self._log.emit(ev.PhaseEvent, phase="warmup")
+        for _ in range(self._plan.measure.warmup_steps):
+            self._enqueue("warmup")
+        self._drain()
+        steps = self._measured_steps()
+        self._total = self._step + steps
+        memory.reset_peaks(self._engine.device)
+        self._synchronize()
+        self._log.emit(ev.PhaseEvent, phase="measure")
+        started = time.perf_counter()
+        tokens = [self._enqueue("measure") for _ in range(steps)]
+        self._clock.synchronize()
+        window_s = time.perf_counter() - started
+        self._drain()
+        self._log.emit(
+            ev.WindowEvent,
+            window_s=window_s,
+            steps=steps,
+            real_tokens=sum(batch.real_tokens for batch in tokens),
+            padded_tokens=sum(batch.padded_tokens for batch in tokens),
+            epochs=epochs_at(self._step),
+        )
+
+    def _measured_steps(self) -> int:
+        """Enough steps for the shortest window, the same on every rank: the slowest rank's estimate."""
+        measure = self._plan.measure
+        if self._plan.chip.reference:
+            return measure.steps
+        step_s = statistics.median(self._step_times_s[-3:])
+        steps = max(measure.steps, math.ceil(measure.min_window_s * WINDOW_MARGIN / step_s))
+        agreed = torch.tensor(steps, device=self._engine.device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        return int(agreed.item())
+
+    def _synchronize(self) -> None:
+        """All ranks at the same point, with nothing queued on any device."""
+        self._clock.synchronize()
+        dist.barrier()
+
+    def _enqueue(self, phase: Literal["warmup", "measure"]) -> StepBatch:
+        self._step += 1
+        rate = learning_rate(self._plan.hyper_parameters, self._step)
+        start = self._clock.mark()
+        batch = next(self._batches)
+        result = self._engine.step(batch, rate)
+        norm = torch.full_like(result.loss, math.nan) if result.grad_norm is None else result.grad_norm
+        scalars = torch.stack([result.loss.float(), norm.float()])
+        host = torch.empty(2, pin_memory=scalars.device.type != "cpu").copy_(scalars, non_blocking=True)
+        allocated = memory.allocated_gib(self._engine.device)
+        end = self._clock.mark()
+        self._pending.append(_Pending(self._step, phase, batch, rate, start, end, host, allocated))
+        while len(self._pending) > IN_FLIGHT:
+            self._resolve(self._pending.popleft())
+        return batch
+
+    def _drain(self) -> None:
+        while self._pending:
+            self._resolve(self._pending.popleft())
+
+    def _resolve(self, done: _Pending) -> None:
+        """Wait for a step to end on the device, then report it."""
+        self._clock.wait(done.end)
+        step_s = self._clock.seconds_between(done.start, done.end)
+        self._step_times_s.append(step_s)
+        loss, norm = done.scalars.tolist()
+        finite = math.isfinite(loss)
+        self._log.emit(
+            ev.StepEvent,
+            phase=done.phase,
+            step=done.step,
+            total_steps=self._total,
+            step_time_s=step_s,
+            loss=loss if finite else None,
+            grad_norm=norm if math.isfinite(norm) else None,
+            learning_rate=done.learning_rate,
+            label_tokens=done.batch.label_tokens,
+            real_tokens=done.batch.real_tokens,
+            padded_tokens=done.batch.padded_tokens,
+            memory_allocated_gib=done.allocated_gib,
+        )
+        if not finite:
+            raise NonFiniteLossError(done.step, loss, norm)

@@ -1,0 +1,76 @@
+"""FLOPs per token by four rules, and MFU from them. Every formula travels with its number.
+
+N is the number of parameters, L layers, H heads, Q head size, T sequence length; a product of an a×b and a b×c
+matrix is 2abc FLOPs, and the backward pass costs twice the forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schemas.chip import Peak
+from schemas.hyperparameters import Checkpointing
+from schemas.model import DecoderSpec
+from schemas.record import Mfu, Parameters
+
+FORMULAS = {
+    "flagperf": "6 * N_nominal (the rule of the published tables)",
+    "palm": "6 * N + 12 * L * H * Q * T (Chowdhery et al., arXiv 2204.02311, appendix B)",
+    "causal": "6 * (N - N_input_embedding) + 6 * L * H * Q * T (half the scores; a lookup is no product)",
+    "hardware": "causal plus what activation checkpointing computes again",
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run trains, as far as its FLOPs go."""
+
+    model: DecoderSpec
+    parameters: Parameters
+    sequence_length: int
+    checkpointing: Checkpointing
+
+
+def flops_per_token(work: Work) -> dict[str, float]:
+    """Training FLOPs per token by each rule of ``FORMULAS``."""
+    model, total = work.model, work.parameters.total
+    attention = 12.0 * model.num_layers * model.num_heads * model.head_size * work.sequence_length
+    input_embedding = model.vocab_size * model.hidden_size
+    causal = 6.0 * (total - input_embedding) + attention / 2
+    return {
+        "flagperf": 6.0 * model.nominal_parameters,
+        "palm": 6.0 * total + attention,
+        "causal": causal,
+        "hardware": causal + _recomputed(work),
+    }
+
+
+def _recomputed(work: Work) -> float:
+    """FLOPs per token that the backward pass spends on forward work done before.
+
+    ``full`` runs the blocks' forward again; ``selective`` keeps every matrix product's result, so that none is.
+    """
+    if work.checkpointing != "full":
+        return 0.0
+    model = work.model
+    in_blocks = work.parameters.total - work.parameters.embedding
+    attention = 2.0 * model.num_layers * model.num_heads * model.head_size * work.sequence_length
+    return 2.0 * in_blocks + attention
+
+
+def mfu(tokens_per_second_per_chip: float, flops: dict[str, float], peak: Peak) -> Mfu:
+    """Shares of the peak by each rule; without a peak, or where one exceeds it, no number but the reason."""
+    known = {"flops_per_token": flops, "formulas": {rule: FORMULAS[rule] for rule in flops}}
+    known |= {"peak_precision": peak.precision, "peak_source": peak.source}
+    if peak.tflops is None:
+        return Mfu(missing=f"no {peak.precision} peak: {peak.source}", **known)
+    known["peak_tflops"] = peak.tflops
+    shares = {
+        rule: tokens_per_second_per_chip * per_token / (peak.tflops * 1e12) for rule, per_token in flops.items()
+    }
+    beyond = {rule: share for rule, share in shares.items() if share > 1}
+    if beyond:
+        rule, share = next(iter(beyond.items()))
+        reason = f"{rule} would be {share:.1%}: over the {peak.tflops} TFLOP/s {peak.precision} peak"
+        return Mfu(missing=reason, **known)
+    return Mfu(**shares, **known)

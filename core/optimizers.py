@@ -1,0 +1,109 @@
+"""The optimizers core builds; a vendor's ``optimizer_wrap`` may put its own in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from schemas.hyperparameters import HyperParameters
+
+STOCHASTIC_BITS = 16
+"""Bits that fp32 has below bf16's last one."""
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], hp: HyperParameters) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) as the plan's ``optimizer_state`` asks."""
+    settings: dict[str, Any] = {
+        "lr": hp.learning_rate,
+        "betas": (hp.adam_beta1, hp.adam_beta2),
+        "eps": hp.adam_eps,
+        "weight_decay": hp.weight_decay,
+    }
+    parameters = list(parameters)
+    if hp.optimizer_state == "bf16_stochastic":
+        return StochasticAdamW(parameters, settings)
+    try:
+        return torch.optim.AdamW(parameters, **settings, fused=True)
+    except RuntimeError:  # no fused kernel for this device type
+        return torch.optim.AdamW(parameters, **settings)
+
+
+class StochasticAdamW(torch.optim.Optimizer):
+    """AdamW on bf16 weights and moments, each rounded stochastically: 8 bytes a parameter with its gradient.
+
+    Rounding to nearest would lose every update under half a unit in the last place of a weight, which at small
+    learning rates is nearly all of them. Rounding up with the probability of the remainder keeps the expected
+    weight exact (as in Zamirai et al., "Revisiting BFloat16 Training", arXiv 2010.06192).
+
+    ``grad_scale``, when set, is a 0-dimensional tensor that gradients are multiplied by on the fly, which saves
+    clipping a pass over them.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], settings: dict[str, Any]) -> None:
+        """``settings`` are AdamW's: lr, betas, eps, weight_decay. All parameters step together.
+
+        On an accelerator the update is compiled into one kernel; op by op it would take ten times the memory
+        traffic, and fp32 temporaries of the largest weight.
+        """
+        super().__init__(params, settings)
+        self.grad_scale: Tensor | None = None
+        on_cpu = self.param_groups[0]["params"][0].device.type == "cpu"
+        self._update: Callable[..., None] = _update if on_cpu else torch.compile(_update, dynamic=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; ``closure`` is not supported."""
+        assert closure is None
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            group["step"] = group.get("step", 0) + 1
+            numbers = self._numbers(group, _local(parameters[0]).device)
+            for parameter in parameters:
+                state = self.state[parameter]
+                if not state:
+                    state["exp_avg"] = torch.zeros_like(_local(parameter))
+                    state["exp_avg_sq"] = torch.zeros_like(_local(parameter))
+                tensors = (_local(parameter), _local(parameter.grad), state["exp_avg"], state["exp_avg_sq"])
+                self._update(*(tensor.view(-1) for tensor in tensors), numbers)
+
+    def _numbers(self, group: dict[str, Any], device: torch.device) -> Tensor:
+        """What ``_update`` needs, as one tensor: Python numbers that change would recompile it every step."""
+        beta1, beta2 = group["betas"]
+        correction1, correction2 = 1 - beta1 ** group["step"], 1 - beta2 ** group["step"]
+        host = [group["lr"], beta1, beta2, group["eps"], group["weight_decay"], correction1, correction2**0.5]
+        numbers = torch.tensor([*host, 1.0], dtype=torch.float32).to(device, non_blocking=True)
+        if self.grad_scale is not None:
+            numbers[-1] = self.grad_scale
+        return numbers
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part, without the autograd history of a parameter."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _update(weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, numbers: Tensor) -> None:
+    """One AdamW update in fp32 of flat bf16 tensors; ``numbers`` as ``_numbers`` orders them."""
+    lr, beta1, beta2, eps, weight_decay, correction1, root_correction2, scale = numbers.unbind()
+    g = grad.float() * scale
+    m = exp_avg.float() * beta1 + g * (1 - beta1)
+    v = exp_avg_sq.float() * beta2 + g * g * (1 - beta2)
+    w = weight.float() * (1 - lr * weight_decay)
+    w = w - lr / correction1 * m / (v.sqrt() / root_correction2 + eps)
+    exp_avg.copy_(stochastic_bf16(m))
+    exp_avg_sq.copy_(stochastic_bf16(v))
+    weight.copy_(stochastic_bf16(w))
+
+
+def stochastic_bf16(value: Tensor) -> Tensor:
+    """Round fp32 to bf16, up or down with the probability that keeps the mean; infinities and NaN stay."""
+    bits = value.view(torch.int32)
+    noise = torch.randint_like(bits, 0, 1 << STOCHASTIC_BITS)
+    rounded = ((bits + noise) & -(1 << STOCHASTIC_BITS)).view(torch.float32)
+    return torch.where(value.isfinite(), rounded, value).to(torch.bfloat16)

@@ -1,0 +1,272 @@
+"""The record of a run, from its plan, its events and how its processes ended: all from the run folder."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import ValidationError
+
+from core import metrics
+from core.errors import UsageError
+from core.events import read_events
+from core.worker import PLAN_FILE
+from schemas import event as ev
+from schemas import record as rec
+from schemas.base import Schema, explain
+from schemas.plan import Plan
+
+RECORD_FILE = "record.json"
+OUTCOME_FILE = "outcome.json"
+
+E = TypeVar("E", bound=ev.Event)
+
+
+class Outcome(Schema):
+    """How the launcher saw the processes end; missing after the launcher itself was killed."""
+
+    command: str
+    interrupted: bool = False
+    hang: str | None = None
+    """What made no progress, when the launcher ended the run for that."""
+    exit_code: int | None = None
+    lost: dict[int, str] = {}
+    """Rank -> how it ended, for ranks that ended without a word."""
+
+
+def build_record(run_dir: Path) -> rec.Record:
+    """The record of the run in ``run_dir``, whatever state it was left in."""
+    plan = Plan.model_validate_json((run_dir / PLAN_FILE).read_text(encoding="utf-8"))
+    outcome_file = run_dir / OUTCOME_FILE
+    outcome = Outcome(command="unknown: the launcher did not end by itself", exit_code=None)
+    if outcome_file.exists():
+        outcome = Outcome.model_validate_json(outcome_file.read_text(encoding="utf-8"))
+    return _build(plan, read_events(run_dir), outcome, run_dir.name)
+
+
+def write_record(run_dir: Path) -> rec.Record:
+    """Build the record and keep it in the run folder."""
+    record = build_record(run_dir)
+    (run_dir / RECORD_FILE).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def read_record(path: Path) -> rec.Record:
+    """A record file; UsageError names file, field and value that are wrong."""
+    try:
+        return rec.Record.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise UsageError(explain(error, str(path)), "correct the record") from error
+
+
+def _build(plan: Plan, events: Sequence[ev.Event], outcome: Outcome, record_id: str) -> rec.Record:
+    status, reason = _status(plan, events, outcome)
+    first_rank = [event for event in events if event.rank == 0]
+    device = _last(first_rank, ev.DeviceEvent)
+    model = _last(first_rank, ev.ModelEvent)
+    data = _last(first_rank, ev.DataEvent)
+    steps = _of(first_rank, ev.StepEvent)
+    window = _last(first_rank, ev.WindowEvent)
+    parameters = None if model is None else _parameters(model)
+    throughput = None if window is None else _throughput(plan, events, steps)
+    unofficial = plan.unofficial_reason or _short_window(plan, window)
+    return rec.Record(
+        id=record_id,
+        status=status,
+        reason=reason,
+        source="measured",
+        official=unofficial is None,
+        unofficial_reason=unofficial,
+        scaled_down=plan.scaled_down,
+        emulated=plan.chip.emulated or (device is not None and device.device.emulated),
+        weights=_weights(plan),
+        data=data.data if data else ("generated" if plan.data.path is None else plan.data.name),
+        case=plan.case,
+        vendor=plan.vendor,
+        chip=plan.chip.name,
+        topology=plan.topology,
+        engine=plan.engine,
+        run=plan.run,
+        precision=plan.hyper_parameters.precision,
+        parallel=plan.parallel,
+        fix_hp=plan.fix_hp,
+        throughput=throughput,
+        mfu=_mfu(plan, parameters, throughput),
+        memory=_memory(events),
+        loss=_loss(steps),
+        telemetry=_telemetry(events, throughput),
+        parameters=parameters,
+        tokens_trained=len(steps) * plan.tokens_per_step if steps else None,
+        epochs=window.epochs if window else None,
+        data_manifest_sha256=data.manifest_sha256 if data else None,
+        environment=device.environment if device else {},
+        math_mode=device.device.math_mode if device else {},
+        optimizer=model.optimizer if model else None,
+        warnings=tuple(event.message for event in _of(events, ev.WarningEvent)),
+        started_unix_s=min((event.time_unix_s for event in events), default=None),
+        duration_s=max((event.elapsed_s for event in events), default=None),
+        command=outcome.command,
+        plan=plan,
+    )
+
+
+def _status(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> tuple[ev.Status, str | None]:
+    """What ended the run: the user, a rank's own error (the earliest), a hang, or a rank lost without a word."""
+    if outcome.interrupted:
+        return "interrupted", f"interrupted {_where(events)}"
+    errors = sorted(_of(events, ev.ErrorEvent), key=lambda event: event.time_unix_s)
+    # A rank that loses its peer fails too, with a message about the connection; the first cause counts.
+    telling = [event for event in errors if event.status != "crashed"] or errors
+    if telling:
+        first = telling[0]
+        step = "before the first step" if first.step is None else f"in step {first.step}"
+        return first.status, f"rank {first.rank} {step}: {first.reason}"
+    if outcome.hang:
+        return "hang", outcome.hang
+    finished = {event.rank for event in _of(events, ev.FinishEvent)}
+    missing = sorted(set(range(plan.topology.world_size)) - finished)
+    if missing:
+        told = "; ".join(f"rank {rank} {how}" for rank, how in sorted(outcome.lost.items()))
+        ranks = ", ".join(map(str, missing))
+        return "crashed", told or f"rank {ranks} ended without finishing {_where(events)}"
+    return "ok", None
+
+
+def _where(events: Sequence[ev.Event]) -> str:
+    steps, phases = _of(events, ev.StepEvent), _of(events, ev.PhaseEvent)
+    if steps:
+        return f"after step {max(step.step for step in steps)}"
+    return f"in phase {phases[-1].phase}" if phases else "before any worker started"
+
+
+def _weights(plan: Plan) -> Literal["random", "pretrained"]:
+    return "random" if plan.weights is None else "pretrained"
+
+
+def _short_window(plan: Plan, window: ev.WindowEvent | None) -> str | None:
+    """The step count is planned from warm-up steps, so the window's length is only known afterwards."""
+    if window is None or plan.chip.reference or window.window_s >= plan.measure.min_window_s:
+        return None
+    return f"the window took {window.window_s:.1f} s, less than {plan.measure.min_window_s} s"
+
+
+def _parameters(model: ev.ModelEvent) -> rec.Parameters:
+    return rec.Parameters(
+        total=model.parameters_total, trainable=model.parameters_trainable, embedding=model.parameters_embedding
+    )
+
+
+def _throughput(plan: Plan, events: Sequence[ev.Event], steps: Sequence[ev.StepEvent]) -> rec.Throughput:
+    """Tokens of all ranks over the slowest rank's window, per chip."""
+    windows = _of(events, ev.WindowEvent)
+    window_s = max(window.window_s for window in windows)
+    world = plan.topology.world_size
+    times_s = sorted(
+        step.step_time_s for step in steps if step.phase == "measure" and step.step_time_s is not None
+    )
+    real = sum(window.real_tokens for window in windows)
+    padded = real + sum(window.padded_tokens for window in windows)
+    return rec.Throughput(
+        tokens_per_second_per_chip=real / window_s / world,
+        padded_tokens_per_second_per_chip=padded / window_s / world,
+        measured_steps=windows[0].steps,
+        window_s=window_s,
+        step_time_mean_s=window_s / windows[0].steps,
+        step_time_median_s=statistics.median(times_s),
+        step_time_p5_s=_percentile(times_s, 5),
+        step_time_p95_s=_percentile(times_s, 95),
+    )
+
+
+def _percentile(ordered: Sequence[float], percent: int) -> float:
+    """By the nearest rank: a value that was measured."""
+    return ordered[min(len(ordered) - 1, max(0, -(-len(ordered) * percent // 100) - 1))]
+
+
+def _mfu(plan: Plan, parameters: rec.Parameters | None, throughput: rec.Throughput | None) -> rec.Mfu:
+    if parameters is None or throughput is None:
+        return rec.Mfu(missing="nothing was measured")
+    hp = plan.hyper_parameters
+    work = metrics.Work(plan.model, parameters, hp.sequence_length, hp.activation_checkpointing)
+    peak = plan.chip.peak(plan.compute_precision)
+    return metrics.mfu(throughput.tokens_per_second_per_chip, metrics.flops_per_token(work), peak)
+
+
+def _memory(events: Sequence[ev.Event]) -> rec.Memory:
+    """The fullest rank; where the vendor's reading has no device-wide peak, the largest telemetry sample."""
+    readings = [event.memory for event in _of(events, ev.MemoryEvent)]
+    sampled = [event.reading.memory_used_gib for event in _in_window(events, ev.TelemetryEvent)]
+    device_peak = _largest(reading.peak_device_gib for reading in readings)
+    return rec.Memory(
+        peak_allocated_gib=_largest(reading.peak_allocated_gib for reading in readings),
+        peak_reserved_gib=_largest(reading.peak_reserved_gib for reading in readings),
+        peak_device_gib=device_peak if device_peak is not None else _largest(sampled),
+        capacity_gib=_largest(reading.capacity_gib for reading in readings),
+        allocation_retries=_sum(reading.allocation_retries for reading in readings),
+        oom_count=_sum(reading.oom_count for reading in readings),
+    )
+
+
+def _loss(steps: Sequence[ev.StepEvent]) -> rec.Loss:
+    losses = tuple(step.loss for step in steps if step.loss is not None)
+    return rec.Loss(
+        first=losses[0] if losses else None,
+        last=losses[-1] if losses else None,
+        curve=losses,
+        grad_norm_curve=tuple(step.grad_norm for step in steps if step.grad_norm is not None),
+        step_time_curve_s=tuple(step.step_time_s for step in steps if step.step_time_s is not None),
+        memory_allocated_curve_gib=tuple(
+            step.memory_allocated_gib for step in steps if step.memory_allocated_gib is not None
+        ),
+    )
+
+
+def _telemetry(events: Sequence[ev.Event], throughput: rec.Throughput | None) -> rec.Telemetry:
+    readings = [event.reading for event in _in_window(events, ev.TelemetryEvent)]
+    powers = [r.power_w for r in readings if r.power_w is not None]
+    power_w = statistics.fmean(powers) if powers else None
+    energy = None if power_w is None or throughput is None else power_w / throughput.tokens_per_second_per_chip
+    return rec.Telemetry(
+        samples=len(readings),
+        power_mean_w=power_w,
+        power_max_w=max(powers, default=None),
+        temperature_max_c=_largest(r.temperature_c for r in readings),
+        utilisation_mean_percent=_mean(r.utilisation_percent for r in readings),
+        sm_clock_mean_mhz=_mean(r.sm_clock_mhz for r in readings),
+        energy_per_token_j=energy,
+    )
+
+
+def _in_window(events: Sequence[ev.Event], kind: type[E]) -> list[E]:
+    """Events of ``kind`` that fell into their rank's measured window."""
+    begins = {e.rank: e.elapsed_s for e in _of(events, ev.PhaseEvent) if e.phase == "measure"}
+    ends = {e.rank: e.elapsed_s for e in _of(events, ev.WindowEvent)}
+    forever = float("inf")
+    return [
+        e for e in _of(events, kind) if begins.get(e.rank, forever) <= e.elapsed_s <= ends.get(e.rank, forever)
+    ]
+
+
+def _of(events: Iterable[ev.Event], kind: type[E]) -> list[E]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def _last(events: Iterable[ev.Event], kind: type[E]) -> E | None:
+    found = _of(events, kind)
+    return found[-1] if found else None
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,115 @@
+"""The path of a run, from options to records: select, plan, launch, watch, record, report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from core import plan as planning
+from core import selection
+from core.errors import UsageError
+from core.launch import shell_line
+from core.launcher import launch_run
+from core.record import write_record
+from core.selection import Selection
+from core.worker import PLAN_FILE
+from schemas.plan import Plan
+from schemas.record import Record
+from schemas.report import Language
+
+EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``run`` is asked to do."""
+
+    selection: Selection
+    out: Path = Path("runs")
+    dry_run: bool = False
+
+
+def plans(options: Options, world: tuple[int, int] | None = None) -> list[Plan]:
+    """The plans of every run that the options select."""
+    return [planning.build(request) for request in selection.choose(options.selection, world)]
+
+
+def run(options: Options, console: Console) -> list[Record]:
+    """Plan all runs, then launch one after the other; a failing one does not keep the next from running.
+
+    An interrupted run ends the series. Raises before anything starts when a plan or the machine cannot be.
+    """
+    requests = selection.choose(options.selection)
+    planned = [planning.build(request) for request in requests]
+    for request, plan in zip(requests, planned, strict=True):
+        if plan.topology.nodes > 1:
+            raise UsageError(
+                f"config {plan.topology} spans {plan.topology.nodes} nodes",
+                f"start on every node: {shell_line(plan)}",
+            )
+        selection.require_chips(request)
+    records: list[Record] = []
+    for plan in planned:
+        records.append(_run_one(plan, options.out, console))
+        if records[-1].status == "interrupted":
+            break
+    return records
+
+
+def _run_one(plan: Plan, out: Path, console: Console) -> Record:
+    run_dir = prepare_run_dir(plan, out)
+    console.print(f"run folder {run_dir}", highlight=False, soft_wrap=True)
+    launch_run(plan, run_dir, command_line(), console)
+    return finish(run_dir, console)
+
+
+def prepare_run_dir(plan: Plan, out: Path) -> Path:
+    """A new folder for one run, named after what and when, holding the plan."""
+    base = f"{plan.case}-{plan.topology}-{plan.run}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    for attempt in range(1000):
+        folder = (out / (f"{base}-{attempt}" if attempt else base)).absolute()
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(
+                f"cannot create the run folder {folder}: {error.strerror}", "name a writable one with --out"
+            ) from error
+        (folder / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return folder
+    raise UsageError(f"{out} holds a thousand runs of this second", "name another folder with --out")
+
+
+def finish(run_dir: Path, console: Console, language: Language = "zh") -> Record:
+    """Record and report of the run in ``run_dir``, whatever state it was left in."""
+    from core.report.run_report import write_run_report
+
+    record = write_record(run_dir)
+    write_run_report(run_dir, record, language)
+    if record.status == "ok":
+        console.print(f"ok: {record.id}", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"{record.status}: {record.reason} (logs: {run_dir}/logs)", highlight=False, soft_wrap=True)
+    return record
+
+
+def exit_code(records: Sequence[Record]) -> int:
+    """What the process ends with."""
+    statuses = {record.status for record in records}
+    if "interrupted" in statuses:
+        return EXIT_INTERRUPTED
+    return EXIT_OK if statuses == {"ok"} else EXIT_FAILED
+
+
+def command_line() -> str:
+    """The command as it was given, for the record; the interpreter by name, so that no local path is kept."""
+    program = Path(sys.argv[0])
+    names = {"run.py": "python -m core.run", "__main__.py": "python -m core"}
+    return " ".join([names.get(program.name, program.name), *map(shlex.quote, sys.argv[1:])])

@@ -1,0 +1,111 @@
+"""Which runs a command line means on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from core import plugins
+from core.cases import Config, LoadedCase, resolve
+from core.errors import DeviceError, UsageError
+from core.plan import Request
+from core.plugins import Present, Vendor
+from schemas.hyperparameters import OverrideValue
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The options that choose and change runs."""
+
+    case: str
+    config: str | None = None
+    run: str | None = None
+    vendor: str | None = None
+    engine: str | None = None
+    sets: dict[str, OverrideValue] = field(default_factory=dict)
+
+
+def parse_sets(assignments: list[str]) -> dict[str, OverrideValue]:
+    """``--set key=value`` options; values are typed where they are applied."""
+    sets: dict[str, OverrideValue] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not (key and equals):
+            raise UsageError(f"--set {assignment!r} is not key=value", "write it like --set local_batch_size=2")
+        sets[key] = (
+            None if value in ("none", "null") and key in ("data.path", "weights", "schedule_steps") else value
+        )
+    return sets
+
+
+def choose(selection: Selection, world: tuple[int, int] | None = None) -> list[Request]:
+    """The runs to plan: of the named config, else of the one that fits this machine, else of the CPU default."""
+    loaded = resolve(selection.case)
+    config, vendor = _config_and_vendor(loaded, selection)
+    runs = [config.run(selection.run)] if selection.run else list(config.value.runs)
+    return [Request(loaded, config, run, vendor, selection.engine, selection.sets, world) for run in runs]
+
+
+def _config_and_vendor(loaded: LoadedCase, selection: Selection) -> tuple[Config, Vendor]:
+    if selection.config:
+        config = loaded.config(selection.config)
+        wanted = selection.vendor or config.value.vendor
+        if wanted.partition("@")[0] != config.value.vendor:
+            raise UsageError(
+                f"config {selection.config} is of vendor {config.value.vendor!r}, not {wanted!r}",
+                f"leave out --vendor, or choose a config of {wanted!r}",
+            )
+        return config, plugins.select(wanted)
+    if selection.vendor:
+        return _for_vendor(loaded, plugins.select(selection.vendor))
+    present, _ = plugins.probe_all()
+    for found in sorted(present, key=_is_reference):  # the CPU only where nothing else has a config
+        if fitting := _fitting(loaded, found):
+            return fitting, found.vendor
+    raise UsageError(f"case {loaded.case.name!r} has no config for this machine", f"name one: {_names(loaded)}")
+
+
+def _for_vendor(loaded: LoadedCase, vendor: Vendor) -> tuple[Config, Vendor]:
+    for result in vendor.probe():
+        if fitting := _fitting(loaded, Present(vendor, result)):
+            return fitting, vendor
+    raise DeviceError(
+        f"this machine holds no {vendor.name} chip that case {loaded.case.name!r} has a config for",
+        f"name a config with --config: {_names(loaded)}",
+    )
+
+
+def _names(loaded: LoadedCase) -> str:
+    return ", ".join(config.value.name for config in loaded.configs)
+
+
+def _is_reference(present: Present) -> bool:
+    return present.result.chip is not None and present.vendor.chip(present.result.chip).reference
+
+
+def _fitting(loaded: LoadedCase, present: Present) -> Config | None:
+    """The largest one-node config of this vendor's chip that the machine can hold."""
+    chip, count = present.result.chip, present.result.count
+    fitting = [
+        config
+        for config in loaded.configs
+        if config.value.vendor == present.vendor.name
+        and config.value.topology.chip == chip
+        and config.value.topology.nodes == 1
+        and (count is None or config.value.topology.chips_per_node <= count)
+    ]
+    return max(fitting, key=lambda config: config.value.topology.chips_per_node, default=None)
+
+
+def require_chips(request: Request) -> None:
+    """DeviceError unless this machine holds the chips that the config needs on one node."""
+    topology = request.config.value.topology
+    held = {result.chip: result.count for result in request.vendor.probe()}
+    if topology.chip in held:
+        count = held[topology.chip]
+        if count is None or count >= topology.chips_per_node:
+            return
+    found = ", ".join(f"{count or 'any'} × {chip}" for chip, count in held.items()) or "none of this vendor's"
+    raise DeviceError(
+        f"config {topology} needs {topology.chips_per_node} × {topology.chip}, this machine holds {found}",
+        "run it on such a machine, or see the plan with --dry-run",
+    )

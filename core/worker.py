@@ -1,0 +1,232 @@
+"""One rank of one run: device, engine, data, loop. Everything it finds goes to its event file."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core import environment, process
+from core.errors import AccelMarkError
+from core.events import EventLog
+from core.launch import RUN_DIR_VARIABLE
+from core.plugins import Vendor, load_in_worker
+from schemas import event as ev
+from schemas.plan import Plan
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+    from core.data.reader import TokenReader
+    from core.engines.base import Engine
+    from core.loop import Loop
+    from schemas.chip import Device
+
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among the others, as torch's launcher counts them."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Rank:
+        """Read RANK, LOCAL_RANK and WORLD_SIZE."""
+        return cls(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+
+
+def main() -> int:
+    """Entry of a worker that ``core.run`` launched: the plan lies in the run folder."""
+    process.die_with_parent()
+    run_dir = Path(os.environ[RUN_DIR_VARIABLE])
+    rank = Rank.from_environment()
+    _log_to_file(run_dir, rank)
+    plan = Plan.model_validate_json((run_dir / PLAN_FILE).read_text(encoding="utf-8"))
+    return work(plan, run_dir, rank)
+
+
+def work(plan: Plan, run_dir: Path, rank: Rank, store: Store | None = None) -> int:
+    """Do this rank's part and return the exit code.
+
+    ``store`` is where the ranks meet; None takes the launcher's.
+    """
+    log = EventLog(run_dir, rank.rank)
+    log.emit(ev.PhaseEvent, phase="start")
+    worker = _Worker(plan, rank, log)
+    try:
+        worker.run(store)
+    except BaseException as error:  # whatever ends this rank, the record has to say so
+        status, reason = _classify(error)
+        code = error.exit_code if isinstance(error, AccelMarkError) else 1
+        trace = traceback.format_exc()
+        log.emit(ev.ErrorEvent, status=status, step=worker.step, reason=reason, traceback=trace, exit_code=code)
+        traceback.print_exc()
+        return code
+    log.emit(ev.FinishEvent)
+    return 0
+
+
+class _Worker:
+    """The path of a run on one rank, in order."""
+
+    def __init__(self, plan: Plan, rank: Rank, log: EventLog) -> None:
+        self._plan, self._rank, self._log = plan, rank, log
+        self._loop: Loop | None = None
+
+    @property
+    def step(self) -> int | None:
+        """The step that was begun last; None before the first."""
+        return self._loop.step if self._loop else None
+
+    def run(self, store: Store | None) -> None:
+        import torch.distributed as dist
+
+        from core import defaults
+
+        vendor = load_in_worker(self._plan.vendor, self._plan.vendor_distribution, defaults)
+        device = vendor.init_device(self._plan, self._rank.local_rank)
+        vendor.prepare_engine(self._plan, device)
+        self._meet(device, store)
+        described = environment.describe() | {"device": device.name} | vendor.describe_environment(device)
+        self._log.emit(
+            ev.DeviceEvent, device=device, environment=described, host=socket.gethostname(), pid=os.getpid()
+        )
+        try:
+            self._train(vendor, device)
+        finally:
+            if sys.exc_info()[0] is None:  # other ranks may hang in a collective; then nothing can be agreed on
+                dist.destroy_process_group()
+
+    def _meet(self, device: Device, store: Store | None) -> None:
+        """Join the other ranks."""
+        import torch
+        import torch.distributed as dist
+
+        where = None if device.type == "cpu" else torch.device(device.torch_device)
+        dist.init_process_group(
+            device.collective_backend,
+            store=store,
+            rank=self._rank.rank if store else -1,
+            world_size=self._rank.world_size if store else -1,
+            device_id=where,
+        )
+
+    def _train(self, vendor: Vendor, device: Device) -> None:
+        import torch
+
+        from core.data.loader import DeviceLoader
+        from core.loop import Loop
+        from core.telemetry import TelemetrySampler
+
+        self._log.emit(ev.PhaseEvent, phase="data")
+        reader = self._open_data()
+        self._log.emit(ev.PhaseEvent, phase="setup")
+        engine = self._set_up_engine(vendor, device)
+        gas = self._plan.hyper_parameters.gradient_accumulation_steps
+        loader = DeviceLoader(reader, gas, torch.device(device.torch_device))
+        sampler = TelemetrySampler(partial(vendor.collect_telemetry, device), self._log)
+        try:
+            self._loop = Loop(self._plan, engine, loader, self._log)
+            self._loop.run(lambda step: reader.epochs_at(step, gas))
+            self._log.emit(ev.MemoryEvent, memory=vendor.collect_memory(device))
+        finally:
+            sampler.stop()
+            loader.close()
+        self._log.emit(ev.PhaseEvent, phase="finish")
+        engine.close()
+
+    def _open_data(self) -> TokenReader:
+        """This rank's reader; one process a node makes the generated corpus and verifies the file's hash."""
+        import torch.distributed as dist
+
+        from core.data.dataset import data_folder, open_data
+
+        plan, rank = self._plan, self._rank
+        hp, vocab_size = plan.hyper_parameters, plan.model.vocab_size
+        if rank.local_rank == 0:
+            data_folder(plan.data, hp.sequence_length, vocab_size)
+        dist.barrier()
+        world = plan.parallel.dp
+        reader = open_data(
+            plan.data, hp, vocab_size, rank=rank.rank, world_size=world, verify=rank.local_rank == 0
+        )
+        manifest = reader.manifest
+        self._log.emit(
+            ev.DataEvent,
+            data="generated" if manifest.generated else manifest.name,
+            manifest_sha256=manifest.sha256(),
+            sequences=reader.sequences,
+            tokens=manifest.tokens,
+        )
+        return reader
+
+    def _set_up_engine(self, vendor: Vendor, device: Device) -> Engine:
+        from core import cases
+        from core.engines.base import load_engine
+
+        plan = self._plan
+        engine = load_engine(plan.engine)(plan, device)
+        case = cases.resolve(plan.case_location).case
+        facts = engine.setup(
+            lambda stage: vendor.build_model(case, plan, device, stage),
+            lambda optimizer, model: vendor.optimizer_wrap(optimizer, model, plan, device),
+        )
+        self._log.emit(
+            ev.ModelEvent,
+            parameters_total=facts.parameters.total,
+            parameters_trainable=facts.parameters.trainable,
+            parameters_embedding=facts.parameters.embedding,
+            weights=facts.weights,
+            optimizer=facts.optimizer,
+        )
+        return engine
+
+
+def _classify(error: BaseException) -> tuple[ev.Status, str]:
+    """The status and the one-line reason that an error stands for."""
+    import torch
+
+    from core.loop import NonFiniteLossError
+
+    text = error.what if isinstance(error, AccelMarkError) else f"{type(error).__name__}: {error}"
+    reason = (text.splitlines() or [type(error).__name__])[0][:500]
+    if isinstance(error, NonFiniteLossError):
+        return "nan", reason
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "interrupted (KeyboardInterrupt)"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _says_out_of_memory(error):
+        return "oom", reason
+    return "crashed", reason
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
+    """Allocators outside of CUDA's, the CPU's among them, raise a plain RuntimeError."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def _log_to_file(run_dir: Path, rank: Rank) -> None:
+    """Send stdout and stderr, also of native code, to this rank's log in the run folder."""
+    folder = run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"rank{rank.rank:05d}.log").open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code != 0:
+        os._exit(code)  # a failed rank must not wait for collectives that will never complete
+    sys.exit(code)
