@@ -1,0 +1,141 @@
+"""Causal attention in three kinds (eager, sdpa, flex), with rotary positions or an ALiBi bias.
+
+What the kinds need beside queries, keys and values depends on the sequence length only, so it is built
+once, outside of the (compiled) blocks, and shared by all layers: :class:`AttentionContext`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from core.models.layers import Rotary, rotary_tables, rotate
+from schemas.hyperparameters import Attention
+from schemas.model import DecoderSpec
+
+
+# Not a tuple or dict: FSDP's mixed precision casts every fp32 tensor that it finds in a block's arguments.
+@dataclass(frozen=True, eq=False)
+class AttentionContext:
+    """Position information for one sequence length on one device."""
+
+    kind: Attention
+    rotary: Rotary | None = None
+    bias: Tensor | None = None
+    """Added to the scores: ALiBi and -inf above the diagonal, ``[1, heads or 1, S, S]``."""
+    slopes: Tensor | None = None
+    """ALiBi's slope per head, fp32 ``[heads]`` (flex)."""
+    block_mask: BlockMask | None = None
+    flex: Callable[..., Tensor] | None = None
+    """FlexAttention, compiled: without it, it would write out all S x S scores."""
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """ALiBi's slope of each head (Press et al. 2021, arXiv:2108.12409), as Bloom, MPT and Baichuan2 use it.
+
+    A geometric series from 2^(-8/n) to 2^-8. Where the number of heads is no power of two, the series of
+    the closest smaller power comes first, then every other slope of the series twice as long.
+    """
+
+    def series(heads: int) -> list[float]:
+        return [2.0 ** (-8.0 * (head + 1) / heads) for head in range(heads)]
+
+    closest: int = 2 ** math.floor(math.log2(num_heads))
+    return series(closest) + series(2 * closest)[::2][: num_heads - closest]
+
+
+def build_context(
+    spec: DecoderSpec, kind: Attention, length: int, device: torch.device, dtype: torch.dtype
+) -> AttentionContext:
+    """What attention over ``length`` tokens needs; ``dtype`` is what the queries will come in."""
+    # A tensor made in inference mode could not be used by a later training step.
+    with torch.inference_mode(False), torch.no_grad():
+        rotary = slopes = None
+        if spec.position == "rope":
+            rotary = rotary_tables(length, spec.head_size, spec.rope_theta, device)
+        else:
+            slopes = torch.tensor(alibi_slopes(spec.num_heads), device=device, dtype=torch.float32)
+        if kind == "flex":
+            mask = create_block_mask(_causal, None, None, length, length, device=device)
+            return AttentionContext(kind, rotary, None, slopes, mask, torch.compile(flex_attention))
+        if kind == "sdpa" and slopes is None:
+            return AttentionContext(kind, rotary)
+        bias = _causal_bias(slopes, length, device)
+        return AttentionContext(kind, rotary, bias if kind == "eager" else bias.to(dtype))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext) -> Tensor:
+    """Causal attention of query ``[B, S, heads, D]`` to key and value ``[B, S, kv_heads, D]``.
+
+    Returns ``[B, S, heads * D]``. Scores are scaled by 1/sqrt(D); a key-value head serves heads / kv_heads
+    consecutive query heads.
+    """
+    if context.rotary is not None:
+        query, key = rotate(query, context.rotary), rotate(key, context.rotary)
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    out = _KINDS[context.kind](query, key, value, context)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _eager(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext) -> Tensor:
+    assert context.bias is not None
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = torch.matmul(query, key.transpose(-2, -1)).float() / math.sqrt(query.shape[-1])
+    weights = torch.softmax(scores + context.bias, dim=-1)
+    return torch.matmul(weights.to(value.dtype), value)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext) -> Tensor:
+    # Asked for only where it is needed: not every vendor's kernel takes fewer key-value heads.
+    gqa = query.shape[1] != key.shape[1]
+    if context.bias is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=gqa)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=context.bias, enable_gqa=gqa)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext) -> Tensor:
+    assert context.flex is not None
+    slopes = context.slopes
+
+    def alibi(score: Tensor, batch: Tensor, head: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
+        return score + slopes[head] * (kv_index - q_index)  # type: ignore[index]
+
+    return context.flex(
+        query,
+        key,
+        value,
+        score_mod=None if slopes is None else alibi,
+        block_mask=context.block_mask,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+_KINDS: dict[Attention, Callable[[Tensor, Tensor, Tensor, AttentionContext], Tensor]] = {
+    "eager": _eager,
+    "sdpa": _sdpa,
+    "flex": _flex,
+}
+
+
+def _causal(batch: Tensor, head: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
+    return q_index >= kv_index
+
+
+def _causal_bias(slopes: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """``slope * (key - query)``, or 0, with -inf above the diagonal; fp32 ``[1, heads or 1, S, S]``.
+
+    Softmax does not change when a row is shifted, so this equals the released models' ``slope * key``. But it
+    is small where attention is large: in bf16, ``slope * key`` of a late key is off by up to 4.
+    """
+    position = torch.arange(length, device=device, dtype=torch.float32)
+    distance = position[None, :] - position[:, None]
+    bias = torch.zeros_like(distance)[None] if slopes is None else slopes[:, None, None] * distance
+    return bias.masked_fill_(distance > 0, -math.inf).unsqueeze(0)

@@ -1,0 +1,220 @@
+"""The base of all decoders: trunk, blocks, output head, and how blocks are checkpointed and compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from core.errors import UsageError
+from core.models.attention import AttentionContext, build_context
+from core.models.cross_entropy import Losses, chunked_cross_entropy, full_cross_entropy
+from core.models.layers import RMSNorm, SwiGLU
+from schemas.hyperparameters import Checkpointing, HyperParameters
+from schemas.model import DecoderSpec
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm attention and MLP. ``self_attn`` is called as ``self_attn(hidden, context)``."""
+
+    def __init__(self, spec: DecoderSpec, self_attn: nn.Module) -> None:
+        super().__init__()
+        self.self_attn = self_attn
+        self.mlp = SwiGLU(spec.hidden_size, spec.intermediate_size)
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.checkpointing: Checkpointing = "none"
+        self._compiled: Callable[[Tensor, AttentionContext], Tensor] | None = None
+
+    def forward(self, hidden: Tensor, *, context: AttentionContext) -> Tensor:
+        """``[B, S, hidden]`` to the same shape."""
+        return (self._compiled or self._maybe_checkpointed)(hidden, context)
+
+    def compile_body(self) -> None:
+        """Compiles what ``forward`` does, but not the module's call.
+
+        Hooks of FSDP or DeepSpeed stay outside of the graph and parameter names stay as they are.
+        """
+        self._compiled = torch.compile(self._maybe_checkpointed, fullgraph=True)
+
+    def _maybe_checkpointed(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+        if self.checkpointing == "none" or not torch.is_grad_enabled():
+            return self._layer(hidden, context)
+        # No random numbers are drawn, so none need be replayed.
+        recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        if self.checkpointing == "selective":
+            recompute = partial(recompute, context_fn=_selective_contexts)
+        out: Tensor = recompute(self._layer, hidden, context)
+        return out
+
+    def _layer(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), context)
+        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
+
+
+class Trunk(nn.Module):
+    """Embedding, blocks and final norm; ``model.`` in the released checkpoints' names."""
+
+    def __init__(self, spec: DecoderSpec, hp: HyperParameters, attention_type: type[nn.Module]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.attention_kind = hp.attention
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(DecoderBlock(spec, attention_type(spec)) for _ in range(spec.num_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self._contexts: dict[tuple[int, torch.device, torch.dtype], AttentionContext] = {}
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Token ids ``[B, S]`` to normalised hidden states ``[B, S, hidden]``."""
+        hidden = self.embed_tokens(input_ids)
+        context = self._context(hidden)
+        for block in self.layers:
+            hidden = block(hidden, context=context)
+        out: Tensor = self.norm(hidden)
+        return out
+
+    def _context(self, hidden: Tensor) -> AttentionContext:
+        """The context of this length; only the last is remembered (an S x S bias can be large)."""
+        device = hidden.device
+        if self.attention_kind == "flex" and device.type == "cpu" and torch.is_grad_enabled():
+            self._refuse_training_with_flex_on_cpu()
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else hidden.dtype
+        key = (hidden.shape[1], device, dtype)
+        if key not in self._contexts:
+            self._contexts.clear()
+            self._contexts[key] = build_context(self.spec, self.attention_kind, *key)
+        return self._contexts[key]
+
+    def _refuse_training_with_flex_on_cpu(self) -> None:
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            raise UsageError(
+                "attention 'flex' cannot train on a CPU: FlexAttention has no backward pass there",
+                "choose attention 'sdpa' (or 'eager'), or run on an accelerator",
+            )
+
+
+class Head(nn.Module):
+    """The output projection and the loss over it, in one module.
+
+    Whatever gathers a sharded weight around a module's forward (FSDP, ZeRO stage 3) has it whole for the loss.
+    """
+
+    def __init__(self, spec: DecoderSpec, hp: HyperParameters) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size))
+        self.chunked = hp.loss == "chunked"
+        self.compiled = False
+        self.z_loss = hp.z_loss
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor | Losses:
+        """Logits ``[B, S, V]`` of ``hidden`` ``[B, S, H]``; with ``labels`` ``[B, S]``, the two loss sums."""
+        weight = self.output_weight()
+        if labels is None:
+            return F.linear(hidden, weight)
+        hidden, labels = hidden.flatten(0, 1), labels.flatten()
+        if self.chunked:
+            return chunked_cross_entropy(hidden, weight, labels, self.z_loss, self.compiled)
+        return full_cross_entropy(hidden, weight, labels, self.z_loss)
+
+    def output_weight(self) -> Tensor:
+        """The matrix ``[V, H]`` that logits are computed with."""
+        return self.weight
+
+    def compile_parts(self) -> None:
+        """Compiles what lies between matrix products."""
+        self.compiled = True
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model with its loss.
+
+    No buffers and no random numbers: it can be built under ``torch.device("meta")``, wrapped, materialised
+    with ``to_empty`` and then given weights.
+    """
+
+    attention_type: type[nn.Module]
+    """Makes one block's attention, called as ``attention_type(spec)``; set by the model's class."""
+    head_type: type[Head] = Head
+
+    def __init__(self, spec: DecoderSpec, hp: HyperParameters) -> None:
+        super().__init__()
+        self.spec = spec
+        self.hp = hp
+        self.model = Trunk(spec, hp, self.attention_type)
+        self.lm_head = self.head_type(spec, hp)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks: what is sharded, compiled and checkpointed as one."""
+        return self.model.layers
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Losses:
+        """The objective and the cross-entropy, fp32 scalars, summed over labels other than -100.
+
+        Both arguments are int64 ``[B, S]``; ``labels[b, i]`` is what position i has to predict. The
+        objective adds ``z_loss * lse^2``; where ``hp.z_loss`` is 0 it is the same tensor.
+        """
+        losses: Losses = self.lm_head(self.model(input_ids), labels)
+        return losses
+
+    def logits(self, input_ids: Tensor) -> Tensor:
+        """Logits ``[B, S, V]`` of token ids ``[B, S]``, in the type of the computation."""
+        logits: Tensor = self.lm_head(self.model(input_ids))
+        return logits
+
+    def apply_activation_checkpointing(self) -> None:
+        """Recomputes activations in the backward pass as ``hp.activation_checkpointing`` says.
+
+        ``full`` keeps each block's input only. ``selective`` also keeps the results of linear layers and of
+        fused attention, so that norms, rotations, gates and (eager attention's) scores are recomputed, but no
+        weight is multiplied twice. Call it before the model is sharded.
+        """
+        for block in self.blocks:
+            cast(DecoderBlock, block).checkpointing = self.hp.activation_checkpointing
+
+    def compile_blocks(self) -> None:
+        """Compiles each block as one graph, and parts of the head, if ``hp.compile``; call it before sharding.
+
+        Blocks are alike, so they share one compilation. Turns off the splitting of graphs along DDP's buckets
+        for this process: blocks are small already, and it cannot split checkpointing or FlexAttention.
+        """
+        if not self.hp.compile:
+            return
+        torch._dynamo.config.optimize_ddp = False
+        for block in self.blocks:
+            cast(DecoderBlock, block).compile_body()
+        self.lm_head.compile_parts()
+
+
+def _saved_operators() -> frozenset[Any]:
+    aten = torch.ops.aten
+    return frozenset(
+        (
+            aten.mm.default,
+            aten.addmm.default,
+            aten._scaled_dot_product_flash_attention.default,
+            aten._scaled_dot_product_flash_attention_for_cpu.default,
+            aten._scaled_dot_product_efficient_attention.default,
+            aten._scaled_dot_product_cudnn_attention.default,
+            aten._scaled_dot_product_fused_attention_overrideable.default,
+            torch.ops.higher_order.flex_attention,
+        )
+    )
+
+
+_SAVED_OPERATORS = _saved_operators()
+
+
+def _selective_policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    saved = operator in _SAVED_OPERATORS
+    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_selective_contexts = partial(create_selective_checkpoint_contexts, _selective_policy)

@@ -1,0 +1,37 @@
+"""Llama 2 (Touvron et al. 2023, arXiv:2307.09288), with the released checkpoints' parameter names."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from core.models.attention import AttentionContext, attend
+from core.models.decoder import Decoder
+from schemas.model import DecoderSpec
+
+
+class LlamaAttention(nn.Module):
+    """Grouped-query attention with separate projections."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.head_size = spec.head_size
+        kv_size = spec.num_kv_heads * spec.head_size
+        self.q_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
+        self.k_proj = nn.Linear(spec.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(spec.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+        """``[B, S, hidden]`` to the same shape."""
+        heads = (-1, self.head_size)
+        query = self.q_proj(hidden).unflatten(-1, heads)
+        key = self.k_proj(hidden).unflatten(-1, heads)
+        value = self.v_proj(hidden).unflatten(-1, heads)
+        out: Tensor = self.o_proj(attend(query, key, value, context))
+        return out
+
+
+class Llama2(Decoder):
+    """Llama 2 of any size; transformers' ``LlamaForCausalLM`` has the same names and results."""
+
+    attention_type = LlamaAttention

@@ -1,0 +1,114 @@
+"""ALiBi's slopes, its bias, and what each kind of attention refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from core.errors import UsageError  # noqa: E402
+from core.models.attention import alibi_slopes, build_context  # noqa: E402
+
+pytestmark = pytest.mark.timeout(120)
+CPU = torch.device("cpu")
+
+
+def test_slopes_of_a_power_of_two_are_the_papers():
+    assert alibi_slopes(8) == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
+
+
+def test_slopes_of_40_heads_interleave_the_series_of_32_and_64():
+    slopes = alibi_slopes(40)
+    assert len(slopes) == 40
+    assert slopes[:32] == pytest.approx([0.5 ** (0.25 * i) for i in range(1, 33)])
+    # 2^(-1/8), 2^(-3/8), ... 2^(-15/8): the values in the released Baichuan2-13B.
+    last = [0.917004, 0.771105, 0.648420, 0.545254, 0.458502, 0.385553, 0.324210, 0.272627]
+    assert slopes[32:] == pytest.approx(last, abs=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("eager", torch.float32), ("sdpa", torch.bfloat16)])
+def test_the_bias_is_slope_times_distance(make_spec, kind, dtype):
+    bias = build_context(make_spec("baichuan2"), kind, 5, CPU, torch.bfloat16).bias
+    assert bias.shape == (1, 6, 5, 5)
+    assert bias.dtype == dtype
+    assert bias[0, 0, 4].tolist() == [-1.0, -0.75, -0.5, -0.25, 0.0]
+    assert bias[0, 0, 0].tolist() == [0.0] + [-math.inf] * 4
+
+
+def test_a_bf16_bias_is_exact_near_the_diagonal(make_spec):
+    """Slope times the key's index would be off by up to 4 at 2048 keys."""
+    bias = build_context(make_spec("baichuan2"), "sdpa", 2048, CPU, torch.bfloat16).bias
+    exact = build_context(make_spec("baichuan2"), "eager", 2048, CPU, torch.bfloat16).bias
+    assert exact[0, 0, -1].tolist() == [-0.25 * distance for distance in range(2047, -1, -1)]
+    last = slice(2000, 2048)
+    assert (bias[..., -1, last].float() - exact[..., -1, last]).abs().max() < 0.07
+
+
+def test_causal_sdpa_builds_no_bias(make_spec):
+    assert build_context(make_spec(), "sdpa", 8, CPU, torch.float32).bias is None
+
+
+@pytest.mark.parametrize("model", ["llama", "baichuan2"])
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+def test_no_position_sees_a_later_one(make_model, batch, model, kind):
+    decoder = make_model(model, attention=kind)
+    input_ids, _ = batch
+    changed = input_ids.clone()
+    changed[:, 12] = (changed[:, 12] + 1) % 97
+    before, after = decoder.logits(input_ids), decoder.logits(changed)
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert (before[:, 12:] - after[:, 12:]).abs().amin(dim=(0, 2)).max() > 0
+
+
+def test_flex_with_rotary_positions_and_grouped_heads(make_model, batch, compiler):
+    with torch.no_grad():
+        expected = make_model(spec={"num_kv_heads": 2}, attention="eager").logits(batch[0])
+        found = make_model(spec={"num_kv_heads": 2}, attention="flex").logits(batch[0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_flex_refuses_to_train_on_a_cpu(make_model, batch):
+    with pytest.raises(UsageError, match="'flex' cannot train on a CPU") as raised:
+        make_model("baichuan2", attention="flex")(*batch)
+    assert "sdpa" in raised.value.fix
+
+
+def test_a_context_made_in_inference_mode_serves_a_training_step(make_model, batch):
+    model = make_model("baichuan2", attention="sdpa")
+    with torch.inference_mode():
+        model.logits(batch[0])
+    objective, _ = model(*batch)
+    objective.backward()
+    assert model.lm_head.weight.grad.isfinite().all()
+
+
+def test_another_length_gets_another_context(make_model, batch):
+    model = make_model("baichuan2", attention="sdpa")
+    short = batch[0][:, :7]
+    expected = model.logits(batch[0])
+    torch.testing.assert_close(model.logits(short), expected[:, :7], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.logits(batch[0]), expected)
+    assert len(model.model._contexts) == 1  # a bias of 40 heads and 4096 tokens takes 1.3 GB
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("model", "kv_heads"), [("baichuan2", 6), ("llama", 2)])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_flex_gradients_are_those_of_eager(make_model, run_backward, model, kv_heads, compiled, checkpointing):  # noqa: PLR0917
+    if not torch.cuda.is_available():
+        pytest.skip("needs an accelerator on which FlexAttention has a backward pass")
+    # FlexAttention's kernels take heads of 16 channels or more.
+    spec = {"num_kv_heads": kv_heads, "hidden_size": 96}
+    generator = torch.Generator().manual_seed(3)
+    batch = torch.randint(0, 97, (2, 2, 300), generator=generator).cuda()
+    options = {"compile": compiled, "activation_checkpointing": checkpointing}
+    flex = make_model(model, spec=spec, attention="flex", **options).cuda()
+    eager = make_model(model, spec=spec, attention="eager").cuda()
+    objective, _, gradients = run_backward(flex, batch)
+    expected_objective, _, expected = run_backward(eager, batch)
+    assert objective == pytest.approx(expected_objective, rel=1e-4)
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).norm() / gradient.norm() < 1e-2, name
