@@ -1,0 +1,152 @@
+"""NVIDIA GPUs: torch's own CUDA support, NCCL, and NVML for what the driver knows."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from core import hookimpl
+from core.environment import usable_cores
+from core.errors import DeviceError
+from plugins.nvidia import telemetry
+from plugins.nvidia.chips import CHIPS, match
+from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
+from schemas.units import GIB
+
+if TYPE_CHECKING:
+    from schemas.hyperparameters import Precision
+    from schemas.plan import Plan
+
+ACCELMARK_HOOK_API = 1
+
+
+@hookimpl
+def chips() -> tuple[ChipSpec, ...]:
+    """See ``plugins.nvidia.chips``."""
+    return CHIPS
+
+
+@hookimpl
+def probe() -> list[ProbeResult]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, by type; none where NVML finds no driver."""
+    lib = telemetry.nvml()
+    names = Counter(telemetry.device_names(lib)) if lib is not None else {}
+    return [ProbeResult(chip=match(name), device_name=name, count=count) for name, count in names.items()]
+
+
+@hookimpl
+def launch_env(plan: Plan) -> dict[str, str]:
+    """Threads for the host's part of the work, and an allocator that does not fragment.
+
+    Growing segments spare large models the memory that is lost between fixed ones. torch 2.9 renamed the variable
+    and still prefers the old one, which is left alone where a user has set it. NCCL's defaults need no help.
+    """
+    added = {"OMP_NUM_THREADS": str(max(1, usable_cores() // plan.topology.chips_per_node))}
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        added["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return added
+
+
+@hookimpl
+def init_device(plan: Plan, local_rank: int) -> Device:
+    """Take the GPU of this rank and pin TF32; DeviceError unless it is the chip that the plan names."""
+    # NVML numbers GPUs by bus; CUDA has to do the same for both to mean one device by one number.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    import torch
+
+    _require_cuda(local_rank)
+    torch.cuda.set_device(local_rank)
+    name = torch.cuda.get_device_name(local_rank)
+    if match(name) != plan.chip.name:
+        raise DeviceError(
+            f"the plan is for {plan.chip.name}, but cuda:{local_rank} is {name!r} (chip {match(name)})",
+            "choose a config of the chip that this machine holds",
+        )
+    return Device(
+        torch_device=f"cuda:{local_rank}",
+        index=local_rank,
+        name=name,
+        collective_backend="nccl",
+        math_mode=_pin_math_mode(plan.hyper_parameters.precision),
+    )
+
+
+def _require_cuda(local_rank: int) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda is not None
+        raise DeviceError(
+            f"torch {torch.__version__} sees no CUDA device",
+            "check nvidia-smi and CUDA_VISIBLE_DEVICES" if built else "install a CUDA build of torch",
+        )
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise DeviceError(
+            f"local rank {local_rank} has no GPU: {count} visible",
+            "start no more workers a node than GPUs, or widen CUDA_VISIBLE_DEVICES",
+        )
+
+
+def _pin_math_mode(precision: Precision) -> dict[str, str]:
+    """TF32 for fp32 matrix products under ``tf32`` alone: what stays fp32 in other precisions is fp32.
+
+    By torch's older switches: with ``fp32_precision`` set instead, torch.compile up to 2.13 fails on reading them
+    (pytorch issue 166387). Reductions in bf16 and fp16 within a matrix product are torch's default, which the
+    peaks assume.
+    """
+    import torch
+
+    tf32 = precision == "tf32"
+    if tf32 and os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        raise DeviceError(
+            "NVIDIA_TF32_OVERRIDE=0 turns off the TF32 that the plan's precision asks for",
+            "unset it, or plan precision fp32",
+        )
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    matmul = torch.backends.cuda.matmul
+    return {
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_allow_tf32": str(torch.backends.cudnn.allow_tf32),
+        "bf16_reduced_precision_reduction": str(matmul.allow_bf16_reduced_precision_reduction),
+        "fp16_reduced_precision_reduction": str(matmul.allow_fp16_reduced_precision_reduction),
+    }
+
+
+@hookimpl(wrapper=True)
+def collect_memory(device: Device) -> Generator[None, MemoryReading, MemoryReading]:
+    """Core's reading, with the device-wide peak added.
+
+    The driver keeps no peak. It is what cudaMemGetInfo calls used now, by everything on the device, plus what
+    torch's allocator has given back since its own peak; contexts and NCCL's buffers only grow during a run.
+    """
+    import torch
+
+    reading = yield
+    free, total = torch.cuda.mem_get_info(device.index)
+    stats = torch.cuda.memory_stats(device.index)
+    returned = stats["reserved_bytes.all.peak"] - stats["reserved_bytes.all.current"]
+    return reading.model_copy(update={"peak_device_gib": min(total, total - free + returned) / GIB})
+
+
+@hookimpl
+def collect_telemetry(device: Device) -> TelemetryReading | None:
+    """One sample by NVML; None without it."""
+    return telemetry.sample(device.index)
+
+
+@hookimpl
+def describe_environment(device: Device) -> dict[str, str]:
+    """CUDA's libraries as torch loads them, and the GPU as NVML sees it."""
+    import torch
+
+    versions = {
+        "gpu": device.name,
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "nccl": ".".join(str(part) for part in torch.cuda.nccl.version()),  # type: ignore[no-untyped-call]
+    }
+    return versions | telemetry.describe(device.index)

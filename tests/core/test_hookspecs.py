@@ -1,0 +1,133 @@
+"""Every hook is documented with its exact signature, and works when it is called through the facade."""
+
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from core import HOOK_API_VERSION, HOOK_PROJECT, hookimpl, hookspecs
+from core.plugins import Vendor
+from schemas.case import HardwareConfig, Run
+from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "hooks.md"
+HOOKS = [
+    name for name, value in vars(hookspecs).items() if getattr(value, f"{HOOK_PROJECT}_spec", None) is not None
+]
+NAMED = ["init_device", "build_model", "optimizer_wrap", "collect_memory"]
+
+
+def signature(name: str) -> str:
+    """The hook's definition on one line, annotations as the source has them."""
+    found = inspect.signature(getattr(hookspecs, name))
+    parameters = ", ".join(f"{p.name}: {p.annotation}" for p in found.parameters.values())
+    return f"def {name}({parameters}) -> {found.return_annotation}"
+
+
+def sections() -> dict[str, str]:
+    """Second-level headings of the page and what stands under each."""
+    parts = re.split(r"^## (.+)$", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_promised_hooks_exist():
+    assert set(NAMED) <= set(HOOKS)
+    assert len(HOOKS) == 11
+
+
+def test_the_page_documents_the_hooks_and_no_others_in_their_order():
+    documented = [title for title in sections() if title.isidentifier()]
+    assert documented == HOOKS
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_is_documented_with_its_exact_signature(name):
+    section = sections()[name]
+    assert f"```python\n{signature(name)}\n```" in section
+    side = re.search(r"- \*\*Side:\*\* (\w+)", section)
+    assert side
+    assert side[1] in ("launcher", "worker")
+    assert side[1] in inspect.getdoc(getattr(hookspecs, name)).lower()
+    assert "- **When:** " in section
+    assert "- **None:** " in section
+    assert re.search(rf"```python\n@hookimpl.*\ndef {name}\(", section), "an example"
+    assert f"| [`{name}`](#{name}) | {side[1]} | " in DOCS.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_docstring_has_an_example_that_implements_the_hook(name):
+    doc = inspect.getdoc(getattr(hookspecs, name))
+    example = doc.partition("Example::")[2]
+    found = re.search(rf"@hookimpl.*\n\s+def {name}\((.*)\):", example)
+    assert found, "an example of this hook"
+    taken = [part.strip() for part in found[1].split(",") if part.strip()]
+    assert taken == list(inspect.signature(getattr(hookspecs, name)).parameters)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_is_fully_typed(name):
+    found = inspect.signature(getattr(hookspecs, name))
+    annotations = [p.annotation for p in found.parameters.values()] + [found.return_annotation]
+    assert inspect.Signature.empty not in annotations
+
+
+# --- a plugin that implements them all ------------------------------------------------------------------------
+
+CASE, PLAN, MODEL, OPTIMIZER = (SimpleNamespace(name=name) for name in ("case", "plan", "model", "optimizer"))
+DEVICE = Device(torch_device="acme:1", index=1, name="X1", collective_backend="accl", math_mode={})
+ANSWERS = {
+    "chips": [ChipSpec(name="X1", vendor="acme", memory_gb=64, memory_source="datasheet", peaks=())],
+    "probe": [ProbeResult(chip="X1", device_name="ACME X1", count=8)],
+    "hardware_configs": [HardwareConfig(vendor="acme", topology="X1x1x8", engine="torch", runs=(Run(id="base"),))],
+    "launch_env": {"ACCL_BUFFER_MIB": "64"},
+    "init_device": DEVICE,
+    "prepare_engine": None,
+    "build_model": MODEL,
+    "optimizer_wrap": OPTIMIZER,
+    "collect_memory": MemoryReading(peak_allocated_gib=1, peak_reserved_gib=2, peak_device_gib=3, capacity_gib=64),
+    "collect_telemetry": TelemetryReading(power_w=300),
+    "describe_environment": {"accl": "2.0"},
+}
+ARGUMENTS = {
+    "chips": {},
+    "probe": {},
+    "hardware_configs": {"case": CASE},
+    "launch_env": {"plan": PLAN},
+    "init_device": {"plan": PLAN, "local_rank": 1},
+    "prepare_engine": {"plan": PLAN, "device": DEVICE},
+    "build_model": {"case": CASE, "plan": PLAN, "device": DEVICE, "stage": 2},
+    "optimizer_wrap": {"optimizer": object(), "model": MODEL, "plan": PLAN, "device": DEVICE},
+    "collect_memory": {"device": DEVICE},
+    "collect_telemetry": {"device": DEVICE},
+    "describe_environment": {"device": DEVICE},
+}
+
+
+def reference_plugin(calls: dict[str, dict[str, object]]) -> ModuleType:
+    """A module that implements every hook, taking all of its arguments, and notes each call."""
+    module = ModuleType("accelmark_acme")
+    module.ACCELMARK_HOOK_API = HOOK_API_VERSION
+    for name in HOOKS:
+        parameters = ", ".join(inspect.signature(getattr(hookspecs, name)).parameters)
+        source = f"def {name}({parameters}):\n    calls[{name!r}] = dict(locals())\n    return answers[{name!r}]\n"
+        scope = {"calls": calls, "answers": ANSWERS}
+        exec(source, scope)
+        setattr(module, name, hookimpl(scope[name]))
+    return module
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_the_facade_calls_the_hook_with_its_arguments_and_returns_its_answer(name):
+    calls: dict[str, dict[str, object]] = {}
+    vendor = Vendor("acme", "acme-accelmark", reference_plugin(calls))
+    member = getattr(vendor, name)
+    answer = member(**ARGUMENTS[name]) if callable(member) else member
+    expected = ANSWERS[name]
+    assert answer == (tuple(expected) if isinstance(expected, list) else expected)
+    assert calls == {name: ARGUMENTS[name]}
+
+
+def test_the_reference_plugin_covers_every_hook():
+    assert list(ANSWERS) == HOOKS == list(ARGUMENTS)

@@ -1,0 +1,334 @@
+"""Vendor plugins as a user meets them: found, fenced off when broken, chosen, called through the facade."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from core import hookimpl, plugins
+from core.errors import AccelMarkError, DeviceError, UsageError
+from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult
+
+ROOT = Path(__file__).resolve().parents[2]
+
+HEAD = """
+from core import hookimpl
+from schemas.chip import ChipSpec, ProbeResult
+ACCELMARK_HOOK_API = 1
+"""
+CHIPS = """
+@hookimpl
+def chips():
+    return [ChipSpec(name="X1", vendor="acme", memory_gb=64, memory_source="datasheet", peaks=())]
+"""
+GOOD = HEAD + CHIPS
+
+
+class Installer:
+    """Lays out distributions as pip would: a module, and a dist-info folder with the entry point."""
+
+    def __init__(self, site: Path) -> None:
+        self._site = site
+        self.modules: list[str] = []
+
+    def __call__(self, source: str, vendor: str = "acme", distribution: str = "acme-accelmark") -> str:
+        """Install ``source`` as the plugin of ``vendor``; the name of its module."""
+        module = f"installed_plugin_{len(self.modules)}"
+        (self._site / f"{module}.py").write_text(source, encoding="utf-8")
+        info = self._site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"
+        (info / "METADATA").write_text(metadata, encoding="utf-8")
+        (info / "entry_points.txt").write_text(f"[accelmark.vendors]\n{vendor} = {module}\n", encoding="utf-8")
+        self.modules.append(module)
+        importlib.invalidate_caches()
+        plugins.discover.cache_clear()
+        return module
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    installer = Installer(tmp_path)
+    yield installer
+    for module in installer.modules:
+        sys.modules.pop(module, None)
+    plugins.discover.cache_clear()
+
+
+def found(vendor):
+    return [f for f in plugins.discover() if f.name == vendor]
+
+
+def test_finds_the_embedded_vendors_through_their_entry_points():
+    plugins.discover.cache_clear()
+    embedded = {f.name: f for f in plugins.discover() if f.distribution == "accelmark"}
+    assert {"cpu", "nvidia"} <= embedded.keys()
+    assert {f.status for f in embedded.values()} == {"ok"}
+
+
+def test_finds_an_installed_vendor_just_the_same(install):
+    install(GOOD)
+    (acme,) = found("acme")
+    assert (acme.status, acme.distribution, acme.reason) == ("ok", "acme-accelmark", None)
+    assert plugins.select("acme").chip("X1").memory_gb == 64
+    assert plugins.is_installed("acme")
+
+
+def test_asking_every_vendor_loads_no_torch():
+    code = (
+        "import sys; from core import plugins; [f.vendor and f.vendor.chips for f in plugins.discover()];"
+        "plugins.probe_all(); print([m for m in ('torch', 'deepspeed') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+BROKEN = {
+    "raises on import": ("raise ValueError('half installed')", "ValueError: half installed"),
+    "exits on import": ("import sys\nsys.exit(3)", "SystemExit: 3"),
+    "needs what is missing": ("import torch_of_acme", "No module named 'torch_of_acme'"),
+    "syntax error": ("def chips(:", "SyntaxError"),
+    "chips of the wrong type": (HEAD + "@hookimpl\ndef chips():\n    return ['X1']\n", "hook chips"),
+    "chips raise": (HEAD + "@hookimpl\ndef chips():\n    raise OSError('no table')\n", "OSError: no table"),
+    "chips of another vendor": (HEAD + CHIPS.replace('"acme"', '"other"'), "chip 'X1' says vendor 'other'"),
+    "no chips": (HEAD, "lists no chips"),
+    "misspelt hook": (GOOD + "@hookimpl\ndef init_devise(plan):\n    return None\n", "unknown hook 'init_devise'"),
+    "wrong argument": (GOOD + "@hookimpl\ndef launch_env(plan, nodes):\n    return {}\n", "nodes"),
+    "outdated API": (GOOD.replace("API = 1", "API = 0"), "written for hook API 0, this core speaks 1"),
+    "API not stated": (GOOD.replace("ACCELMARK_HOOK_API = 1", ""), "written for hook API None"),
+}
+
+
+@pytest.mark.parametrize(("source", "reason"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_plugin_is_listed_with_the_reason_and_hurts_nobody(install, source, reason):
+    install(source)
+    (acme,) = found("acme")
+    assert (acme.status, acme.distribution) == ("broken", "acme-accelmark")
+    assert reason in acme.reason
+    assert "\n" not in acme.reason
+    assert plugins.select("cpu").chip("CPU").reference
+    with pytest.raises(DeviceError, match="plugin 'acme' of acme-accelmark is broken") as error:
+        plugins.select("acme")
+    assert reason in error.value.what
+    assert error.value.exit_code == 3
+
+
+def test_a_vendor_from_two_distributions_has_to_be_chosen(install):
+    install(GOOD)
+    install(GOOD.replace("64", "80"), distribution="bolt-accelmark")
+    with pytest.raises(DeviceError, match="acme@acme-accelmark and acme@bolt-accelmark") as error:
+        plugins.select("acme")
+    assert "--vendor acme@acme-accelmark" in error.value.fix
+    assert plugins.select("acme@acme-accelmark").chip("X1").memory_gb == 64
+    assert plugins.select("acme@bolt-accelmark").chip("X1").memory_gb == 80
+    with pytest.raises(DeviceError, match="'acme@nobody' is installed"):
+        plugins.select("acme@nobody")
+
+
+def test_an_embedded_vendor_is_not_silently_replaced(install):
+    install(GOOD.replace('"acme"', '"cpu"'), vendor="cpu", distribution="other-cpu")
+    with pytest.raises(DeviceError, match="cpu@accelmark and cpu@other-cpu"):
+        plugins.select("cpu")
+
+
+def test_an_unknown_vendor_is_refused_with_the_known_ones():
+    with pytest.raises(DeviceError, match="no plugin for vendor 'acme'") as error:
+        plugins.select("acme")
+    assert "cpu" in error.value.fix
+    assert "nvidia" in error.value.fix
+    assert not plugins.is_installed("acme")
+
+
+def probing(body):
+    return f"{GOOD}\n@hookimpl\ndef probe():\n    {body}\n"
+
+
+def test_the_most_specific_vendor_takes_a_device_that_two_see(install):
+    device = 'device_name="Y1", count=2'
+    install(probing(f"return [ProbeResult(chip='X1', {device})]"))
+    bolt = probing(f"return [ProbeResult(chip='X1', {device}, replaces=('acme',))]").replace('"acme"', '"bolt"')
+    install(bolt, vendor="bolt", distribution="bolt-accelmark")
+    present, failed = plugins.probe_all()
+    vendors = [p.vendor.name for p in present]
+    assert "bolt" in vendors
+    assert "acme" not in vendors
+    assert "cpu" in vendors
+    assert not failed.keys() & {"acme", "bolt", "cpu"}
+
+
+def test_a_probe_that_raises_hurts_nobody_and_says_why(install):
+    install(probing("raise RuntimeError('driver asleep')"))
+    present, failed = plugins.probe_all()
+    assert "cpu" in [p.vendor.name for p in present]
+    assert failed["acme"] == "RuntimeError: driver asleep"
+
+
+def test_a_broken_plugin_is_not_probed(install):
+    install("raise ValueError")
+    present, failed = plugins.probe_all()
+    assert "acme" not in failed
+    assert "cpu" in [p.vendor.name for p in present]
+
+
+def test_a_worker_loads_the_selected_vendor_alone(install):
+    mine = install(GOOD)
+    other = install("raise RuntimeError('never import me')", vendor="bolt", distribution="bolt-accelmark")
+    vendor = plugins.load_in_worker("acme", "acme-accelmark", ModuleType("defaults"))
+    assert vendor.name == "acme"
+    assert mine in sys.modules
+    assert other not in sys.modules
+
+
+def test_a_worker_without_the_planned_plugin_says_so():
+    with pytest.raises(DeviceError, match="vendor 'acme' of acme-accelmark is planned but not installed here"):
+        plugins.load_in_worker("acme", "acme-accelmark", ModuleType("defaults"))
+
+
+# --- the facade -------------------------------------------------------------------------------------------
+
+DEVICE = Device(torch_device="acme:0", index=0, name="X1", collective_backend="accl", math_mode={})
+X1 = ChipSpec(name="X1", vendor="acme", memory_gb=64, memory_source="datasheet", peaks=())
+
+
+@hookimpl(trylast=True)
+def core_build_model(case):
+    return ["core's", case]
+
+
+@hookimpl(trylast=True)
+def core_collect_memory():
+    return MemoryReading(peak_allocated_gib=1, peak_reserved_gib=2, peak_device_gib=None, capacity_gib=64)
+
+
+DEFAULTS = SimpleNamespace(build_model=core_build_model, collect_memory=core_collect_memory)
+
+
+def vendor_of(**hooks):
+    """A vendor whose plugin has just these hooks, over core's defaults."""
+    module = ModuleType("acme")
+    module.ACCELMARK_HOOK_API = 1
+    for name, hook in hooks.items():
+        hook.__name__ = name
+        setattr(module, name, hook)
+    return plugins.Vendor("acme", "acme-accelmark", module, defaults=DEFAULTS)
+
+
+def build(vendor):
+    return vendor.build_model("case", "plan", DEVICE, 0)
+
+
+def test_the_default_serves_where_the_vendor_leaves_a_hook_out():
+    assert build(vendor_of()) == ["core's", "case"]
+    assert vendor_of().collect_memory(DEVICE).peak_reserved_gib == 2
+
+
+def test_the_vendor_wins_over_the_default():
+    @hookimpl
+    def build_model(stage):
+        return f"vendor's stage {stage}"
+
+    assert build(vendor_of(build_model=build_model)) == "vendor's stage 0"
+
+
+def test_a_vendor_that_answers_none_leaves_it_to_the_default():
+    @hookimpl
+    def build_model():
+        return None
+
+    assert build(vendor_of(build_model=build_model)) == ["core's", "case"]
+
+
+def test_a_wrapper_decorates_the_default():
+    @hookimpl(wrapper=True)
+    def build_model(device):
+        model = yield
+        return [*model, f"decorated on {device.torch_device}"]
+
+    assert build(vendor_of(build_model=build_model)) == ["core's", "case", "decorated on acme:0"]
+
+
+def test_core_keeps_its_optimizer_when_the_vendor_has_none():
+    assert vendor_of().optimizer_wrap("core's", "model", "plan", DEVICE) == "core's"
+
+    @hookimpl
+    def optimizer_wrap(optimizer):
+        return f"fused {optimizer}"
+
+    wrapped = vendor_of(optimizer_wrap=optimizer_wrap).optimizer_wrap("core's", "model", "plan", DEVICE)
+    assert wrapped == "fused core's"
+
+
+def test_what_is_not_implemented_is_empty():
+    vendor = vendor_of()
+    assert vendor.probe() == ()
+    assert vendor.hardware_configs(None) == ()
+    assert vendor.launch_env(None) == {}
+    assert vendor.collect_telemetry(DEVICE) is None
+    assert vendor.describe_environment(DEVICE) == {}
+    assert vendor.prepare_engine(None, DEVICE) is None
+
+
+def test_required_hooks_are_asked_for_by_name():
+    with pytest.raises(DeviceError, match="'acme' sets up no device") as error:
+        vendor_of().init_device(None, 0)
+    assert "`init_device`" in error.value.fix
+    with pytest.raises(DeviceError, match="'acme' lists no chips"):
+        _ = vendor_of().chips
+
+
+WRONG_ANSWERS = {
+    "probe": ([{"chip": "X1"}], lambda v: v.probe()),
+    "hardware_configs": ([7], lambda v: v.hardware_configs(None)),
+    "launch_env": ({"ACCL_BUFFER_MIB": 64}, lambda v: v.launch_env(None)),
+    "init_device": ("acme:0", lambda v: v.init_device(None, 0)),
+    "collect_memory": (80.0, lambda v: v.collect_memory(DEVICE)),
+    "collect_telemetry": ({"power_w": -1}, lambda v: v.collect_telemetry(DEVICE)),
+    "describe_environment": (["3.1"], lambda v: v.describe_environment(DEVICE)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ANSWERS)
+def test_an_answer_of_the_wrong_type_names_vendor_distribution_and_hook(name):
+    answer, call = WRONG_ANSWERS[name]
+
+    @hookimpl
+    def hook():
+        return answer
+
+    with pytest.raises(DeviceError, match=rf"vendor 'acme' \(acme-accelmark\), hook {name}: ") as error:
+        call(vendor_of(**{name: hook}))
+    assert f"`{name}`" in error.value.fix
+
+
+def test_an_error_that_a_hook_raises_comes_through_unchanged():
+    problem = DeviceError("no device", "plug it in")
+
+    @hookimpl
+    def init_device():
+        raise problem
+
+    with pytest.raises(AccelMarkError) as error:
+        vendor_of(init_device=init_device).init_device(None, 0)
+    assert error.value is problem
+
+
+def test_an_unknown_chip_is_refused_with_the_known_ones():
+    @hookimpl
+    def chips():
+        return [X1]
+
+    with pytest.raises(UsageError, match="'acme' knows no chip 'X2'") as error:
+        vendor_of(chips=chips).chip("X2")
+    assert error.value.fix == "use one of: X1"
+
+
+def test_a_probe_result_can_name_an_unknown_device():
+    @hookimpl
+    def probe():
+        return [ProbeResult(chip=None, device_name="ACME Y9", count=1)]
+
+    assert vendor_of(probe=probe).probe()[0].chip is None

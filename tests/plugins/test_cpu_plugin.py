@@ -1,0 +1,150 @@
+"""The reference chip: always there, never ranked, and DeepSpeed on it without a compiler."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.plugins import select
+from plugins import cpu
+from plugins.cpu import memory
+from schemas.chip import Device
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICE = Device(torch_device="cpu", index=0, name="a CPU", collective_backend="gloo", math_mode={})
+GIB = 1024**3
+
+
+def test_the_chip_is_the_reference_and_has_no_peak():
+    (chip,) = select("cpu").chips
+    assert (chip.name, chip.reference, chip.memory_gb) == ("CPU", True, None)
+    assert [peak.tflops for peak in chip.peaks] == [None] * 5
+    assert all(peak.source for peak in chip.peaks)
+
+
+def test_every_machine_has_one_that_any_number_of_workers_share():
+    (result,) = select("cpu").probe()
+    assert (result.chip, result.count, result.replaces) == ("CPU", None, ())
+    assert result.device_name
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(8, 2, "4"), (8, 3, "2"), (2, 4, "1"), (1, 1, "1")])
+def test_workers_share_the_cores(make_plan, monkeypatch, cores, workers, threads):
+    monkeypatch.setattr(cpu, "usable_cores", lambda: cores)
+    assert cpu.launch_env(make_plan(per_node=workers)) == {"OMP_NUM_THREADS": threads}
+
+
+def test_peak_memory_is_the_process_s_against_the_machine_s():
+    reading = select("cpu").collect_memory(DEVICE)
+    assert 0 < reading.peak_allocated_gib < reading.capacity_gib
+    assert reading.peak_reserved_gib is None
+    assert reading.peak_device_gib is None
+
+
+def test_peak_memory_holds_what_was_freed():
+    before = memory.peak_resident_gib()
+    size = int(before * GIB) + 200 * 1024**2
+    block = bytearray(size)
+    del block
+    assert memory.peak_resident_gib() >= size / GIB
+
+
+def test_peak_memory_without_proc(monkeypatch, tmp_path):
+    pytest.importorskip("resource")
+    expected = memory.peak_resident_gib()
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "absent")
+    assert memory.peak_resident_gib() == pytest.approx(expected, rel=0.5)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel keeps no resettable peak")
+def test_the_peak_of_warm_up_is_forgotten():
+    torch = pytest.importorskip("torch")
+    from core.memory import reset_peaks
+
+    block = bytearray(300 * 1024**2)
+    del block
+    before = memory.peak_resident_gib()
+    reset_peaks(torch.device("cpu"))
+    assert memory.peak_resident_gib() < before - 0.2
+
+
+@pytest.mark.parametrize(("precision", "pinned"), [("fp32", "highest"), ("bf16", "highest"), ("tf32", "high")])
+def test_init_device_pins_fp32_products(make_plan, restore_math_mode, precision, pinned):
+    torch = pytest.importorskip("torch")
+    device = select("cpu").init_device(make_plan(precision, "CPU"), 3)
+    assert (device.torch_device, device.type, device.collective_backend) == ("cpu", "cpu", "gloo")
+    assert device.math_mode == {"float32_matmul_precision": pinned}
+    assert torch.get_float32_matmul_precision() == pinned
+
+
+def test_the_environment_names_threads_and_math_libraries():
+    torch = pytest.importorskip("torch")
+    described = select("cpu").describe_environment(DEVICE)
+    assert described["torch_threads"] == str(torch.get_num_threads())
+    assert described.keys() == {"cpu_capability", "cpu_libraries", "torch_threads"}
+
+
+TRAIN = """
+import gc, sys
+from types import SimpleNamespace
+import torch
+import torch.distributed as dist
+torch.set_num_threads(1)
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+from plugins import cpu
+cpu.prepare_engine(SimpleNamespace(engine="deepspeed"))
+import deepspeed
+from deepspeed.accelerator import get_accelerator
+model = torch.nn.Linear(4, 4)
+config = {
+    "train_micro_batch_size_per_gpu": 1,
+    "zero_optimization": {"stage": 3},
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+}
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+losses = []
+for _ in range(3):
+    loss = engine(torch.ones(1, 4)).square().sum()
+    engine.backward(loss)
+    engine.step()
+    losses.append(loss.item())
+assert losses[0] > losses[1] > losses[2], losses
+engine.destroy()
+del engine, model, optimizer, loss
+gc.collect()
+dist.destroy_process_group()
+print("accelerator:", get_accelerator().device_name())
+"""
+COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "nvcc", "ninja")
+
+
+@pytest.mark.deepspeed
+def test_deepspeed_trains_on_the_cpu_and_calls_no_compiler(tmp_path):
+    pytest.importorskip("deepspeed")
+    calls = tmp_path / "calls"
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in COMPILERS:
+        tool = tools / name
+        tool.write_text(f'#!/bin/sh\necho "$0 $*" >> "{calls}"\nexit 1\n', encoding="utf-8")
+        tool.chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DS_", "CC", "CXX"))}
+    environment = {**kept, "PATH": str(tools), "PYTHONPATH": str(ROOT), "LOCAL_RANK": "0", "RANK": "0"}
+    environment |= {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "WORLD_SIZE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", TRAIN], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "accelerator: cpu" in result.stdout
+    assert not calls.exists(), calls.read_text(encoding="utf-8")
+    assert not (tmp_path / "extensions").exists()
+
+
+def test_other_engines_need_no_preparation(make_plan, monkeypatch):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    assert select("cpu").prepare_engine(make_plan(engine="torch"), DEVICE) is None
+    assert "DS_ACCELERATOR" not in os.environ
