@@ -1,0 +1,95 @@
+"""One rank of a small training job, for the engine tests: ``python job.py '<json>'`` prints losses and norms.
+
+Every rank cuts its part out of the same global batch, whose labels are unevenly masked, so that a wrong
+normalisation cannot hide.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from core import cases, defaults, plan, plugins
+from core.data.loader import StepBatch
+from core.engines.base import Engine, load_engine
+from core.schedule import learning_rate
+
+GLOBAL_BATCH, LENGTH, VOCABULARY = 8, 32, 64
+IGNORED = -100
+
+
+def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequences with a structure that can be learned; most labels of the later ones are masked."""
+    generator = torch.Generator().manual_seed(step)
+    start = torch.randint(0, VOCABULARY, (GLOBAL_BATCH, 1), generator=generator)
+    tokens = (start + 3 * torch.arange(LENGTH + 1)) % VOCABULARY
+    labels = tokens[:, 1:].clone()
+    for row in range(GLOBAL_BATCH):
+        labels[row, : row * (LENGTH // GLOBAL_BATCH)] = IGNORED
+    return tokens[:, :-1].contiguous(), labels
+
+
+def own_part(step: int, rank: int, world: int, local: int) -> StepBatch:
+    """This rank's micro-batches of the global batch."""
+    inputs, labels = global_batch(step)
+    per_rank = GLOBAL_BATCH // world
+    mine = slice(rank * per_rank, (rank + 1) * per_rank)
+    micro = list(zip(inputs[mine].split(local), labels[mine].split(local), strict=True))
+    counted = int((labels[mine] != IGNORED).sum())
+    return StepBatch(micro_batches=micro, label_tokens=counted, real_tokens=inputs[mine].numel(), padded_tokens=0)
+
+
+def mean_of_means(self: Engine, batch: StepBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The planted fault: each rank divides by its own labels, then ranks are averaged."""
+    tokens = torch.tensor(float(batch.label_tokens))
+    dist.all_reduce(tokens)
+    return torch.tensor(1.0 / batch.label_tokens), tokens
+
+
+def main(job: dict[str, object]) -> None:
+    """Train and print."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    sets = {
+        "model.hidden_size": 32, "model.intermediate_size": 48, "model.num_layers": 2, "model.num_heads": 4,
+        "model.num_kv_heads": 4, "model.vocab_size": VOCABULARY, "sequence_length": LENGTH,
+        "local_batch_size": 2, "gradient_accumulation_steps": GLOBAL_BATCH // world // 2,
+        "learning_rate": 1e-2, "clip_grad_norm": 0.5, "lr_warmup_steps": 2, "schedule": "cosine", "schedule_steps": 20,
+    } | dict(job["sets"])  # type: ignore[call-overload]  # fmt: skip
+    loaded = cases.resolve(str(job["case"]))
+    config = loaded.config("CPUx1x2")
+    request = plan.Request(
+        loaded, config, config.value.runs[0], plugins.select("cpu"), str(job["engine"]), sets, (1, world)
+    )
+    planned = plan.build(request)
+    vendor = plugins.load_in_worker("cpu", planned.vendor_distribution, defaults)
+    device = vendor.init_device(planned, rank)
+    vendor.prepare_engine(planned, device)
+    dist.init_process_group("gloo", init_method=f"file://{job['store']}", rank=rank, world_size=world)
+    engine_class = load_engine(planned.engine)
+    if job.get("fault") == "mean_of_means":
+        engine_class.gradient_scale = mean_of_means  # type: ignore[method-assign]
+    engine = engine_class(planned, device)
+    facts = engine.setup(
+        lambda stage: vendor.build_model(loaded.case, planned, device, stage),
+        lambda optimizer, model: vendor.optimizer_wrap(optimizer, model, planned, device),
+    )
+    losses, norms = [], []
+    for step in range(1, int(str(job["steps"])) + 1):
+        batch = own_part(step, rank, world, planned.hyper_parameters.local_batch_size)
+        result = engine.step(batch, learning_rate(planned.hyper_parameters, step))
+        losses.append(result.loss.item())
+        norms.append(math.nan if result.grad_norm is None else result.grad_norm.item())
+    if rank == 0:
+        print(json.dumps({"losses": losses, "norms": norms, "optimizer": facts.optimizer}))
+    engine.close()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

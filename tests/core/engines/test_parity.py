@@ -1,0 +1,43 @@
+"""One seed and one global batch: the same losses and gradient norms on one rank and on two, on every engine."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.core.engines.conftest import RunJob
+
+TOLERANCE = 2e-4
+LAYOUTS = {
+    "DDP": ("torch", {"zero_stage": 0}),
+    "FSDP2 stage 2": ("torch", {"zero_stage": 2}),
+    "FSDP2 stage 3": ("torch", {"zero_stage": 3}),
+    "DeepSpeed stage 0": ("deepspeed", {"zero_stage": 0}),
+    "ZeRO-1": ("deepspeed", {"zero_stage": 1}),
+    "ZeRO-2": ("deepspeed", {"zero_stage": 2}),
+    "ZeRO-3": ("deepspeed", {"zero_stage": 3}),
+}
+
+
+@pytest.mark.parametrize("layout", marked(LAYOUTS))
+def test_two_ranks_train_as_one(layout: str, run_job: RunJob) -> None:
+    engine, sets = LAYOUTS[layout]
+    if engine == "deepspeed":
+        pytest.importorskip("deepspeed")
+    one = run_job("torch", 1, {"zero_stage": 0})
+    two = run_job(engine, 2, sets)
+    assert two["losses"] == pytest.approx(one["losses"], rel=TOLERANCE)
+    assert two["norms"] == pytest.approx(one["norms"], rel=TOLERANCE * 10)
+    assert one["losses"][-1] < one["losses"][0]
+
+
+@pytest.mark.parametrize("layout", ["DDP", "ZeRO-2"])
+def test_a_mean_of_means_is_caught(layout: str, run_job: RunJob) -> None:
+    engine, sets = LAYOUTS[layout]
+    if engine == "deepspeed":
+        pytest.importorskip("deepspeed")
+    one = run_job("torch", 1, {"zero_stage": 0})
+    faulty = run_job(engine, 2, sets, fault="mean_of_means")
+    assert faulty["losses"] != pytest.approx(one["losses"], rel=TOLERANCE)
+    assert faulty["norms"] != pytest.approx(one["norms"], rel=TOLERANCE * 10)

@@ -1,0 +1,60 @@
+"""Every precision that an engine offers trains: finite, falling losses close to fp32's."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.core.engines.conftest import RunJob
+
+CLOSE = 0.05
+"""Relative to fp32: 16-bit products and stochastic rounding move the first losses by about a percent."""
+TORCH = {
+    "tf32": {"precision": "tf32"},
+    "amp": {"precision": "amp"},
+    "amp fp16": {"precision": "amp", "autocast_dtype": "fp16"},
+    "bf16": {"precision": "bf16"},
+    "bf16, stage 3": {"precision": "bf16", "zero_stage": 3},
+    "fp16": {"precision": "fp16"},
+    "bf16 stochastic": {"precision": "bf16", "optimizer_state": "bf16_stochastic"},
+    "bf16 stochastic, stage 3": {"precision": "bf16", "optimizer_state": "bf16_stochastic", "zero_stage": 3},
+}
+DEEPSPEED = {
+    "amp": {"precision": "amp", "zero_stage": 2},
+    "bf16": {"precision": "bf16", "zero_stage": 1},
+    "bf16, stage 3": {"precision": "bf16", "zero_stage": 3},
+    "offload": {"precision": "fp32", "zero_stage": 2, "offload": "optimizer"},
+}
+
+
+def assert_trains_like_fp32(losses: list[float], reference: list[float]) -> None:
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses == pytest.approx(reference, rel=CLOSE)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_torch(name: str, run_job: RunJob) -> None:
+    world = 2 if "stage" in name else 1
+    reference = run_job("torch", 1, {"zero_stage": 0}, steps=6)
+    answer = run_job("torch", world, {"zero_stage": 0} | TORCH[name], steps=6)
+    assert_trains_like_fp32(answer["losses"], reference["losses"])
+
+
+@pytest.mark.parametrize("name", DEEPSPEED)
+def test_deepspeed(name: str, run_job: RunJob) -> None:
+    pytest.importorskip("deepspeed")
+    reference = run_job("torch", 1, {"zero_stage": 0}, steps=6)
+    answer = run_job("deepspeed", 2, DEEPSPEED[name], steps=6)
+    assert_trains_like_fp32(answer["losses"], reference["losses"])
+
+
+@pytest.mark.parametrize("options", [{"activation_checkpointing": "full"}, {"loss": "chunked"}], ids=str)
+def test_options_change_nothing_in_fp32(options: dict[str, object], run_job: RunJob) -> None:
+    plain = run_job("torch", 1, {"zero_stage": 0}, case="baichuan2_13b")
+    changed = run_job("torch", 1, {"zero_stage": 0} | options, case="baichuan2_13b")
+    assert changed["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+    assert changed["norms"] == pytest.approx(plain["norms"], rel=1e-3)
