@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from core.entry_points import distribution_of, entry_points
 from core.errors import UsageError
-from core.plugins import discover
+from core.plugins import discover, one_line
 from schemas.base import explain
 from schemas.case import Case, HardwareConfig, Run
 
@@ -52,6 +52,8 @@ class LoadedCase:
     """What ``resolve`` takes to find it again in another process."""
     folder: Path
     configs: tuple[Config, ...]
+    unasked: Mapping[str, str]
+    """Vendors whose hook ``hardware_configs`` failed, and why; their configs are missing above."""
 
     def config(self, name: str) -> Config:
         """The config called ``name``, e.g. ``H800x2x8``; UsageError lists the known ones."""
@@ -59,7 +61,8 @@ class LoadedCase:
             if config.value.name == name:
                 return config
         known = ", ".join(config.value.name for config in self.configs)
-        raise UsageError(f"case {self.case.name!r} has no config {name!r}", f"use one of: {known}")
+        silent = "".join(f"; vendor {vendor} gave none: {why}" for vendor, why in self.unasked.items())
+        raise UsageError(f"case {self.case.name!r} has no config {name!r}", f"use one of: {known}{silent}")
 
 
 def resolve(argument: str) -> LoadedCase:
@@ -93,10 +96,12 @@ def installed() -> tuple[tuple[str, str, LoadedCase | None, str | None], ...]:
 
 
 def _from_folder(folder: Path) -> LoadedCase:
-    for entry in entry_points(GROUP):
-        spec = importlib.util.find_spec(entry.module)
-        if spec and spec.origin and Path(spec.origin).resolve().parent == folder:
-            return _from_entry(entry)
+    entries = entry_points(GROUP)
+    for entry in entries:
+        origin = _origin(entry.module)
+        if origin and Path(origin).resolve().parent == folder:
+            unique = sum(other.name == entry.name for other in entries) == 1
+            return _load(entry.module, entry.name if unique else str(folder))
     # A private name, so that a folder called like an installed module shadows nothing.
     name = f"accelmark_case_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     _load_file(name, folder / "__init__.py", package=True)
@@ -112,16 +117,23 @@ def _load(module_name: str, location: str) -> LoadedCase:
     case = _attribute(module, "CASE", Case)
     folder = Path(str(module.__file__)).parent
     configs = [_config(module_name, file) for file in sorted(folder.glob("config_*.py"))]
+    unasked: dict[str, str] = {}
     for found in discover():
-        if found.vendor is not None:
-            source = f"plugin {found.name}"
-            configs += [Config(value, source) for value in found.vendor.hardware_configs(case)]
+        if found.vendor is None:
+            continue
+        try:
+            added = found.vendor.hardware_configs(case)
+        except Exception as error:  # one vendor's mistake keeps no other from running
+            unasked[found.name] = one_line(error)
+        else:
+            configs += [Config(value, f"plugin {found.name}") for value in added]
     _refuse_doubles(case, configs)
-    return LoadedCase(case, location, folder, tuple(sorted(configs, key=lambda c: c.value.name)))
+    return LoadedCase(case, location, folder, tuple(sorted(configs, key=lambda c: c.value.name)), unasked)
 
 
 def _config(package: str, file: Path) -> Config:
-    module = _load_file(f"{package}.{file.stem}", file)
+    # A dot in the topology is none between packages: relative imports in the file start from `package`.
+    module = _load_file(f"{package}.{file.stem.replace('.', '·')}", file)
     config = _attribute(module, "CONFIG", HardwareConfig)
     if file.stem != f"config_{config.name}":
         raise UsageError(
@@ -144,7 +156,7 @@ def _refuse_doubles(case: Case, configs: list[Config]) -> None:
 
 
 def _load_file(name: str, file: Path, *, package: bool = False) -> ModuleType:
-    """Import ``file`` as module ``name``: by file, since a topology in its name may hold a dot."""
+    """Import ``file`` as module ``name``."""
     if name in sys.modules:
         return sys.modules[name]
     folders = [str(file.parent)] if package else None
@@ -162,9 +174,16 @@ def _load_file(name: str, file: Path, *, package: bool = False) -> ModuleType:
 
 
 def _import(name: str) -> ModuleType:
-    spec = importlib.util.find_spec(name)
-    source = spec.origin if spec and spec.origin else name
-    return _guarded(lambda: importlib.import_module(name), source)
+    return _guarded(lambda: importlib.import_module(name), _origin(name) or name)
+
+
+def _origin(name: str) -> str | None:
+    """The file of module ``name``; None where it is not found or its package does not import."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (Exception, SystemExit):
+        return None
+    return spec.origin if spec else None
 
 
 def _guarded(action: Callable[[], T], source: object) -> T:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from core.errors import AccelMarkError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 EXIT_INTERRUPTED = 130
+WIDE = 160
+"""Columns of output that goes to a file or another program."""
 VERBS = {
     "run": "run a case and leave a record",
     "list": "list vendors, chips, cases, configs or engines",
@@ -29,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in words if word in VERBS), None)
     arguments = _parser(verb).parse_args(words)
     try:
-        from rich.console import Console
-
         module = importlib.import_module(f"core.commands.{arguments.verb}_command")
-        return int(module.execute(arguments, Console(stderr=True)))
+        code = int(module.execute(arguments, new_console(stderr=True)))
+        sys.stdout.flush()
+        return code
     except AccelMarkError as error:
         if arguments.debug:
             traceback.print_exc()
@@ -41,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of stdout has seen enough
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of stdout has seen enough; Python would complain about it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
@@ -58,6 +65,15 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
         if name == verb:
             importlib.import_module(f"core.commands.{name}_command").add_arguments(sub)
     return parser
+
+
+def new_console(*, stderr: bool = False) -> Console:
+    """A console that prints texts as they are: a reason may hold ``[/path]`` or ``:100:``."""
+    from rich.console import Console
+
+    # Of a table that is not shown on a terminal nothing is cut off.
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else WIDE
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def print_json(value: object) -> None:

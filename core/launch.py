@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
-from schemas.hyperparameters import OverrideValue
 from schemas.plan import Plan
 from schemas.units import Topology
 
@@ -16,22 +15,19 @@ ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds the package ``core``."""
 
 
-def command(
-    topology: Topology, location: str, config: str, run: str, sets: Mapping[str, OverrideValue]
-) -> tuple[str, ...]:
+def command(topology: Topology, words: Sequence[str]) -> tuple[str, ...]:
     """The line that starts the workers: of torch's elastic launcher on one node; for several, the line to run on
-    each node, which brings its agents together at ``$MASTER_ADDR``.
+    each node, which brings its agents together at ``$MASTER_ADDR`` and plans there what ``words`` say.
     """
     if topology.nodes == 1:
         return (
             "python", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
             "--nproc-per-node", str(topology.chips_per_node), "-m", "core.worker",
         )  # fmt: skip
-    changed = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
     return (
         "torchrun", "--nnodes", str(topology.nodes), "--nproc-per-node", str(topology.chips_per_node),
         "--rdzv-backend", "c10d", "--rdzv-endpoint", "$MASTER_ADDR:29400", "--rdzv-id", "accelmark",
-        "-m", "core.run", location, "--config", config, "--run", run, *changed,
+        "-m", "core.run", *words,
     )  # fmt: skip
 
 

@@ -114,12 +114,22 @@ _LOST = re.compile(r"^\s*rank\s*:\s*(\d+).*?\n\s*exitcode\s*:\s*(-?\d+)", re.MUL
 
 
 def _lost_ranks(agent_log: Path) -> dict[int, str]:
-    """Ranks that the agent reports as failed, with their signal or exit code, from its log."""
+    """Ranks that the agent reports as failed, with their signal or exit code, from its log; the first cause first.
+
+    The agent ends the others with SIGTERM and then lists them, too.
+    """
     text = agent_log.read_text(encoding="utf-8", errors="replace")
-    return {int(rank): _how(int(code)) for rank, code in _LOST.findall(text)}
+    later, _, first = text.partition("Root Cause (first observed failure)")
+    ended = [(rank, int(code)) for rank, code in _LOST.findall(later) if int(code) != -signal.SIGTERM]
+    causes = [(rank, int(code)) for rank, code in _LOST.findall(first)]
+    return {int(rank): _how(code) for rank, code in causes + ended}
 
 
 def _how(exit_code: int) -> str:
-    if exit_code < 0:
-        return f"was ended by signal {-exit_code} ({signal.Signals(-exit_code).name})"
-    return f"ended with exit code {exit_code}"
+    if exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:  # a real-time signal has no name
+        name = "no name"
+    return f"was ended by signal {-exit_code} ({name})"

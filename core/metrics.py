@@ -1,23 +1,37 @@
 """FLOPs per token by four rules, and MFU from them. Every formula travels with its number.
 
 N is the number of parameters, L layers, H heads, Q head size, T sequence length; a product of an a×b and a b×c
-matrix is 2abc FLOPs, and the backward pass costs twice the forward pass.
+matrix is 2abc FLOPs, and the backward pass costs twice the forward pass: once for the gradient of the input, once
+for that of the weight. A frozen weight has no gradient of its own, which leaves 4 of the 6 FLOPs; attention has no
+weights. Under LoRA every weight of the model is frozen, and only the adapters' are trained.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from schemas.chip import Peak
 from schemas.hyperparameters import Checkpointing
 from schemas.model import DecoderSpec
 from schemas.record import Mfu, Parameters
 
-FORMULAS = {
-    "flagperf": "6 * N_nominal (the rule of the published tables)",
-    "palm": "6 * N + 12 * L * H * Q * T (Chowdhery et al., arXiv 2204.02311, appendix B)",
-    "causal": "6 * (N - N_input_embedding) + 6 * L * H * Q * T (half the scores; a lookup is no product)",
-    "hardware": "causal plus what activation checkpointing computes again",
+FineTune = Literal["full", "lora"]
+
+FORMULAS: Mapping[FineTune, Mapping[str, str]] = {
+    "full": {
+        "flagperf": "6 * N_nominal (the rule of the published tables)",
+        "palm": "6 * N + 12 * L * H * Q * T (Chowdhery et al., arXiv 2204.02311, appendix B)",
+        "causal": "6 * (N - N_input_embedding) + 6 * L * H * Q * T (half the scores; a lookup is no product)",
+        "hardware": "causal plus what activation checkpointing computes again",
+    },
+    "lora": {
+        "flagperf": "4 * N_nominal (the rule of the published tables)",
+        "palm": "4 * N_frozen + 6 * N_trainable + 12 * L * H * Q * T (palm, without gradients of frozen weights)",
+        "causal": "4 * (N_frozen - N_input_embedding) + 6 * N_trainable + 6 * L * H * Q * T",
+        "hardware": "causal plus what activation checkpointing computes again",
+    },
 }
 
 
@@ -29,17 +43,19 @@ class Work:
     parameters: Parameters
     sequence_length: int
     checkpointing: Checkpointing
+    fine_tune: FineTune = "full"
 
 
 def flops_per_token(work: Work) -> dict[str, float]:
     """Training FLOPs per token by each rule of ``FORMULAS``."""
-    model, total = work.model, work.parameters.total
+    model, parameters = work.model, work.parameters
+    each, adapters = (6.0, 0) if work.fine_tune == "full" else (4.0, parameters.trainable)
     attention = 12.0 * model.num_layers * model.num_heads * model.head_size * work.sequence_length
-    input_embedding = model.vocab_size * model.hidden_size
-    causal = 6.0 * (total - input_embedding) + attention / 2
+    palm = each * (parameters.total - adapters) + 6.0 * adapters + attention
+    causal = palm - each * model.vocab_size * model.hidden_size - attention / 2
     return {
-        "flagperf": 6.0 * model.nominal_parameters,
-        "palm": 6.0 * total + attention,
+        "flagperf": each * model.nominal_parameters,
+        "palm": palm,
         "causal": causal,
         "hardware": causal + _recomputed(work),
     }
@@ -58,9 +74,10 @@ def _recomputed(work: Work) -> float:
     return 2.0 * in_blocks + attention
 
 
-def mfu(tokens_per_second_per_chip: float, flops: dict[str, float], peak: Peak) -> Mfu:
+def mfu(tokens_per_second_per_chip: float, work: Work, peak: Peak) -> Mfu:
     """Shares of the peak by each rule; without a peak, or where one exceeds it, no number but the reason."""
-    known = {"flops_per_token": flops, "formulas": {rule: FORMULAS[rule] for rule in flops}}
+    flops = flops_per_token(work)
+    known: dict[str, Any] = {"flops_per_token": flops, "formulas": dict(FORMULAS[work.fine_tune])}
     known |= {"peak_precision": peak.precision, "peak_source": peak.source}
     if peak.tflops is None:
         return Mfu(missing=f"no {peak.precision} peak: {peak.source}", **known)

@@ -7,9 +7,9 @@ Layers, weakest first: the case, the hardware config, the run's ``fix_hp``, ``--
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -20,7 +20,7 @@ from core.engines.deepspeed_config import deepspeed_config
 from core.errors import UsageError
 from core.plan_checks import Proposal, nearest, refusals
 from core.plugins import Vendor
-from schemas.base import Schema, explain
+from schemas.base import Schema, problems
 from schemas.case import Case, DataSpec, Run
 from schemas.chip import ChipSpec, PeakPrecision
 from schemas.hyperparameters import HyperParameters, Measure, OverrideValue
@@ -45,20 +45,20 @@ class Layers:
     """Settings by dotted key, each with the layer that set it last."""
 
     def __init__(self, case: Case) -> None:
-        self.values: dict[str, object] = {}
+        self.values: dict[str, Any] = {}
         self.origins: dict[str, str] = {}
-        source = f"case {case.name}"
-        self._start("", case.hyper_parameters, source)
-        self._start("measure.", case.measure, source)
-        self._start("model.", case.model, source)
-        self._start("data.", case.data, source)
+        self._source = f"case {case.name}"
+        self._start("", case.hyper_parameters)
+        self._start("measure.", case.measure)
+        self._start("model.", case.model)
+        self._start("data.", case.data)
         self.values["weights"] = case.weights
-        self.origins["weights"] = source
+        self.origins["weights"] = self._source
 
-    def _start(self, prefix: str, section: Schema, source: str) -> None:
+    def _start(self, prefix: str, section: Schema) -> None:
         for name in type(section).model_fields:
             self.values[prefix + name] = getattr(section, name)
-            self.origins[prefix + name] = source if name in section.model_fields_set else "default"
+            self.origins[prefix + name] = self._source if name in section.model_fields_set else "default"
 
     def apply(self, overrides: Mapping[str, OverrideValue], origin: str) -> None:
         """Lay ``overrides`` on top; UsageError names an unknown key and the closest known one."""
@@ -71,15 +71,29 @@ class Layers:
             self.origins[key] = origin
 
     def section(self, prefix: str, schema: type[S]) -> S:
-        """The validated section; UsageError names the layer, field and value that is wrong."""
+        """The section, its values typed from here on; UsageError names layer, field and value of what is wrong."""
         data = {name: self.values[prefix + name] for name in schema.model_fields}
         try:
-            return schema.model_validate(data)
+            section = schema.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]["loc"]
-            key = prefix + str(first[0]) if first else prefix.rstrip(".")
-            origin = self.origins.get(key, "plan")
-            raise UsageError(explain(error, origin), f"correct {key!r} in {origin}") from error
+            raise self._wrong(prefix, schema, problems(error)) from error
+        self.values |= {prefix + name: getattr(section, name) for name in schema.model_fields}
+        return section
+
+    def _wrong(self, prefix: str, schema: type[Schema], found: Iterable[tuple[str, str]]) -> UsageError:
+        lines: list[str] = []
+        culprits: list[str] = []
+        for field_name, message in found:
+            # Values that clash have no place of their own: every one that a layer over the case set is named.
+            keys = [prefix + field_name.split(".")[0]] if field_name else self._changed(prefix, schema)
+            origins = ", ".join(dict.fromkeys(self.origins[key] for key in keys))
+            lines.append(f"{origins}: {(prefix + field_name).rstrip('.')}: {message}")
+            culprits += [f"{key} in {self.origins[key]}" for key in keys]
+        return UsageError("\n".join(lines), f"correct {', '.join(dict.fromkeys(culprits))}")
+
+    def _changed(self, prefix: str, schema: type[Schema]) -> list[str]:
+        keys = [prefix + name for name in schema.model_fields]
+        return [key for key in keys if self.origins[key] not in (self._source, "default")]
 
 
 def compute_precision(hp: HyperParameters) -> PeakPrecision:
@@ -103,9 +117,18 @@ class Request:
     """Nodes and ranks per node, where another launcher has fixed them already."""
 
     @property
-    def fix_hp(self) -> dict[str, OverrideValue]:
-        """What differs from the config: the run's changes and those of ``--set``."""
-        return dict(self.run.fix_hp) | {key: v for key, v in self.sets.items() if key not in LOCATIONS}
+    def changed(self) -> tuple[str, ...]:
+        """The settings that differ from the config: the run's changes and those of ``--set``."""
+        return (*self.run.fix_hp, *(key for key in self.sets if key not in {*LOCATIONS, *self.run.fix_hp}))
+
+    @property
+    def words(self) -> list[str]:
+        """What another process is told on its command line to plan the same run."""
+        words = [self.loaded.location, "--config", self.config.value.name, "--run", self.run.id]
+        words += [] if self.engine is None else ["--engine", self.engine]
+        for key, value in self.sets.items():
+            words += ["--set", f"{key}={'none' if value is None else value}"]
+        return words
 
 
 def build(request: Request) -> Plan:
@@ -138,7 +161,7 @@ def build(request: Request) -> Plan:
         tokenizer=loaded.case.tokenizer,
         data=data,
         weights=None if weights is None else str(weights),
-        fix_hp=request.fix_hp,
+        fix_hp={key: layers.values[key] for key in request.changed},
         remark=request.run.remark,
         origins=layers.origins,
         parallel=Parallel(tp=hp.tensor_parallel, pp=hp.pipeline_parallel, dp=proposal.data_parallel),
@@ -146,7 +169,7 @@ def build(request: Request) -> Plan:
         tokens_per_step=proposal.global_batch_size * hp.sequence_length,
         compute_precision=compute_precision(hp),
         engine_config=deepspeed_config(hp) if engine == "deepspeed" else {},
-        launch=launch.command(topology, loaded.location, config.value.name, request.run.id, request.sets),
+        launch=launch.command(topology, request.words),
         launch_env={},
         scaled_down=model != loaded.case.model,
         official=unofficial is None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from core.engines.catalog import engine_spec
@@ -74,11 +74,8 @@ def _divides_world(p: Proposal) -> Refusal | None:
     tp, pp, world = p.hp.tensor_parallel, p.hp.pipeline_parallel, p.topology.world_size
     if world % (tp * pp) == 0:
         return None
-    best_tp = _nearest_divisor(world, tp)
-    best_pp = _nearest_divisor(world // best_tp, pp)
     return Refusal(
-        f"TP{tp} × PP{pp} = {tp * pp} does not divide the {world} chips of {p.topology}",
-        {"tensor_parallel": best_tp, "pipeline_parallel": best_pp},
+        f"TP{tp} × PP{pp} = {tp * pp} does not divide the {world} chips of {p.topology}", _nearest_split(p)
     )
 
 
@@ -86,10 +83,8 @@ def _heads_divide(p: Proposal) -> Refusal | None:
     tp, heads, kv_heads = p.hp.tensor_parallel, p.model.num_heads, p.model.num_kv_heads
     if heads % tp == 0 and kv_heads % tp == 0:
         return None
-    possible = [t for t in _divisors(p.topology.world_size) if heads % t == 0 and kv_heads % t == 0]
     return Refusal(
-        f"TP{tp} does not divide {heads} attention heads and {kv_heads} key/value heads",
-        {"tensor_parallel": _closest(possible, tp)},
+        f"TP{tp} does not divide {heads} attention heads and {kv_heads} key/value heads", _nearest_split(p)
     )
 
 
@@ -97,8 +92,7 @@ def _layers_divide(p: Proposal) -> Refusal | None:
     pp, layers = p.hp.pipeline_parallel, p.model.num_layers
     if layers % pp == 0:
         return None
-    possible = [n for n in _divisors(p.topology.world_size) if layers % n == 0]
-    return Refusal(f"PP{pp} does not divide {layers} layers", {"pipeline_parallel": _closest(possible, pp)})
+    return Refusal(f"PP{pp} does not divide {layers} layers", _nearest_split(p))
 
 
 def _model_parallel(p: Proposal) -> Refusal | None:
@@ -106,7 +100,7 @@ def _model_parallel(p: Proposal) -> Refusal | None:
         return None
     return Refusal(
         f"engine {p.engine} splits no model over ranks (TP{p.hp.tensor_parallel}PP{p.hp.pipeline_parallel})",
-        {"tensor_parallel": 1, "pipeline_parallel": 1},
+        _nearest_split(p),
     )
 
 
@@ -221,13 +215,25 @@ CHECKS: Sequence[Check] = (
 )
 
 
+def _nearest_split(p: Proposal) -> dict[str, OverrideValue]:
+    """TP and PP closest to the wanted ones that world size, heads, layers and engine allow, all at once.
+
+    Judged one by one, each check would undo what another one asked for.
+    """
+    model, world = p.model, p.topology.world_size
+    sizes = _divisors(world) if engine_spec(p.engine).model_parallel else [1]
+    possible = [
+        (tp, pp)
+        for tp in sizes
+        for pp in sizes
+        if not (world % (tp * pp) or model.num_heads % tp or model.num_kv_heads % tp or model.num_layers % pp)
+    ]
+    tp, pp = min(
+        possible,
+        key=lambda split: abs(split[0] - p.hp.tensor_parallel) + abs(split[1] - p.hp.pipeline_parallel),
+    )
+    return {"tensor_parallel": tp, "pipeline_parallel": pp}
+
+
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _closest(numbers: Iterable[int], wanted: int) -> int:
-    return min(numbers, key=lambda n: (abs(n - wanted), n))
-
-
-def _nearest_divisor(number: int, wanted: int) -> int:
-    return _closest(_divisors(number), wanted)

@@ -164,7 +164,8 @@ def _load(entry: EntryPoint, defaults: object | None = None) -> Vendor:
     return Vendor(entry.name, distribution_of(entry), entry.load(), defaults=defaults)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, for a list."""
     text = error.what if isinstance(error, AccelMarkError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())
 
@@ -179,7 +180,7 @@ def discover() -> tuple[Found, ...]:
             vendor.chips  # noqa: B018 - a plugin whose chips are wrong is broken, too
             found.append(Found(entry.name, distribution_of(entry), vendor, None))
         except (Exception, SystemExit) as error:  # a plugin may do anything while it is imported
-            found.append(Found(entry.name, distribution_of(entry), None, _one_line(error)))
+            found.append(Found(entry.name, distribution_of(entry), None, one_line(error)))
     return tuple(found)
 
 
@@ -242,7 +243,7 @@ def probe_all() -> tuple[tuple[Present, ...], Mapping[str, str]]:
         try:
             present += [Present(found.vendor, result) for result in found.vendor.probe()]
         except Exception as error:
-            failed[found.name] = _one_line(error)
+            failed[found.name] = one_line(error)
     return _most_specific(present), failed
 
 

@@ -67,7 +67,7 @@ class _Bar:
             TimeElapsedColumn(),
         )
         self._progress = Progress(*columns, console=console)
-        console.print(title(plan), highlight=False)
+        console.print(title(plan))
         self._task: TaskID = self._progress.add_task("start", total=None, status="")
         self._progress.start()
 
@@ -80,7 +80,7 @@ class _Bar:
             status = f"loss {_loss(event)}  {_rate(self._plan, event)} token/p/s"
             self._progress.update(self._task, completed=event.step, total=event.total_steps, status=status)
         elif isinstance(event, ev.WarningEvent):
-            self._progress.console.print(f"warning: {event.message}", highlight=False)
+            self._progress.console.print(f"warning: {event.message}")
 
     def close(self) -> None:
         self._progress.stop()
@@ -117,4 +117,4 @@ class _Lines:
         return True
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, soft_wrap=True)

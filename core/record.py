@@ -22,6 +22,7 @@ RECORD_FILE = "record.json"
 OUTCOME_FILE = "outcome.json"
 
 E = TypeVar("E", bound=ev.Event)
+S = TypeVar("S", bound=Schema)
 
 
 class Outcome(Schema):
@@ -33,17 +34,25 @@ class Outcome(Schema):
     """What made no progress, when the launcher ended the run for that."""
     exit_code: int | None = None
     lost: dict[int, str] = {}
-    """Rank -> how it ended, for ranks that ended without a word."""
+    """Rank -> how it ended, for ranks that ended without a word; the first cause first."""
 
 
 def build_record(run_dir: Path) -> rec.Record:
-    """The record of the run in ``run_dir``, whatever state it was left in."""
-    plan = Plan.model_validate_json((run_dir / PLAN_FILE).read_text(encoding="utf-8"))
-    outcome_file = run_dir / OUTCOME_FILE
-    outcome = Outcome(command="unknown: the launcher did not end by itself", exit_code=None)
-    if outcome_file.exists():
-        outcome = Outcome.model_validate_json(outcome_file.read_text(encoding="utf-8"))
-    return _build(plan, read_events(run_dir), outcome, run_dir.name)
+    """The record of the run in ``run_dir``, whatever state it was left in.
+
+    UsageError when a file there is not what a run wrote, or the folder's name cannot be a record's.
+    """
+    plan = _read(run_dir / PLAN_FILE, Plan)
+    outcome = Outcome(command="unknown: the launcher did not end by itself")
+    if (run_dir / OUTCOME_FILE).exists():
+        outcome = _read(run_dir / OUTCOME_FILE, Outcome)
+    events = read_events(run_dir)
+    try:
+        return _build(plan, events, outcome, run_dir.name)
+    except ValidationError as error:
+        raise UsageError(
+            explain(error, str(run_dir)), "give the folder its name, and its files their text, back"
+        ) from error
 
 
 def write_record(run_dir: Path) -> rec.Record:
@@ -55,10 +64,14 @@ def write_record(run_dir: Path) -> rec.Record:
 
 def read_record(path: Path) -> rec.Record:
     """A record file; UsageError names file, field and value that are wrong."""
+    return _read(path, rec.Record)
+
+
+def _read(path: Path, schema: type[S]) -> S:
     try:
-        return rec.Record.model_validate_json(path.read_text(encoding="utf-8"))
+        return schema.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise UsageError(explain(error, str(path)), "correct the record") from error
+        raise UsageError(explain(error, str(path)), f"correct {path.name}") from error
 
 
 def _build(plan: Plan, events: Sequence[ev.Event], outcome: Outcome, record_id: str) -> rec.Record:
@@ -70,7 +83,7 @@ def _build(plan: Plan, events: Sequence[ev.Event], outcome: Outcome, record_id: 
     steps = _of(first_rank, ev.StepEvent)
     window = _last(first_rank, ev.WindowEvent)
     parameters = None if model is None else _parameters(model)
-    throughput = None if window is None else _throughput(plan, events, steps)
+    throughput = _throughput(plan, events, steps)
     unofficial = plan.unofficial_reason or _short_window(plan, window)
     return rec.Record(
         id=record_id,
@@ -117,8 +130,13 @@ def _status(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> tuple[e
     if outcome.interrupted:
         return "interrupted", f"interrupted {_where(events)}"
     errors = sorted(_of(events, ev.ErrorEvent), key=lambda event: event.time_unix_s)
-    # A rank that loses its peer fails too, with a message about the connection; the first cause counts.
-    telling = [event for event in errors if event.status != "crashed"] or errors
+    # A rank that loses its peer fails too, with a message about the connection: the first cause counts, and that
+    # is the rank that could not say a word. Aborting is what NCCL's watchdog does when another rank is gone.
+    telling = [event for event in errors if event.status != "crashed"]
+    reported = {event.rank for event in errors}
+    silent = {rank: how for rank, how in outcome.lost.items() if rank not in reported and "SIGABRT" not in how}
+    if not silent:
+        telling = telling or errors
     if telling:
         first = telling[0]
         step = "before the first step" if first.step is None else f"in step {first.step}"
@@ -128,9 +146,9 @@ def _status(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> tuple[e
     finished = {event.rank for event in _of(events, ev.FinishEvent)}
     missing = sorted(set(range(plan.topology.world_size)) - finished)
     if missing:
-        told = "; ".join(f"rank {rank} {how}" for rank, how in sorted(outcome.lost.items()))
+        told = "; ".join(f"rank {rank} {how}" for rank, how in (silent or outcome.lost).items())
         ranks = ", ".join(map(str, missing))
-        return "crashed", told or f"rank {ranks} ended without finishing {_where(events)}"
+        return "crashed", told or f"rank {ranks} ended without finishing, {_where(events)}"
     return "ok", None
 
 
@@ -138,7 +156,7 @@ def _where(events: Sequence[ev.Event]) -> str:
     steps, phases = _of(events, ev.StepEvent), _of(events, ev.PhaseEvent)
     if steps:
         return f"after step {max(step.step for step in steps)}"
-    return f"in phase {phases[-1].phase}" if phases else "before any worker started"
+    return f"in phase {phases[-1].phase}" if phases else "before any worker started (see agent.log)"
 
 
 def _weights(plan: Plan) -> Literal["random", "pretrained"]:
@@ -158,9 +176,11 @@ def _parameters(model: ev.ModelEvent) -> rec.Parameters:
     )
 
 
-def _throughput(plan: Plan, events: Sequence[ev.Event], steps: Sequence[ev.StepEvent]) -> rec.Throughput:
-    """Tokens of all ranks over the slowest rank's window, per chip."""
+def _throughput(plan: Plan, events: Sequence[ev.Event], steps: Sequence[ev.StepEvent]) -> rec.Throughput | None:
+    """Tokens of all ranks over the slowest rank's window, per chip; None unless every rank measured one."""
     windows = _of(events, ev.WindowEvent)
+    if len(windows) < plan.topology.world_size:
+        return None
     window_s = max(window.window_s for window in windows)
     world = plan.topology.world_size
     times_s = sorted(
@@ -191,7 +211,7 @@ def _mfu(plan: Plan, parameters: rec.Parameters | None, throughput: rec.Throughp
     hp = plan.hyper_parameters
     work = metrics.Work(plan.model, parameters, hp.sequence_length, hp.activation_checkpointing)
     peak = plan.chip.peak(plan.compute_precision)
-    return metrics.mfu(throughput.tokens_per_second_per_chip, metrics.flops_per_token(work), peak)
+    return metrics.mfu(throughput.tokens_per_second_per_chip, work, peak)
 
 
 def _memory(events: Sequence[ev.Event]) -> rec.Memory:
@@ -227,7 +247,7 @@ def _telemetry(events: Sequence[ev.Event], throughput: rec.Throughput | None) ->
     readings = [event.reading for event in _in_window(events, ev.TelemetryEvent)]
     powers = [r.power_w for r in readings if r.power_w is not None]
     power_w = statistics.fmean(powers) if powers else None
-    energy = None if power_w is None or throughput is None else power_w / throughput.tokens_per_second_per_chip
+    energy = power_w / throughput.tokens_per_second_per_chip if power_w and throughput else None
     return rec.Telemetry(
         samples=len(readings),
         power_mean_w=power_w,

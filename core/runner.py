@@ -13,6 +13,7 @@ from rich.console import Console
 
 from core import plan as planning
 from core import selection
+from core.engines.catalog import engine_spec
 from core.errors import UsageError
 from core.launch import shell_line
 from core.launcher import launch_run
@@ -32,7 +33,6 @@ class Options:
 
     selection: Selection
     out: Path = Path("runs")
-    dry_run: bool = False
 
 
 def plans(options: Options, world: tuple[int, int] | None = None) -> list[Plan]:
@@ -54,6 +54,7 @@ def run(options: Options, console: Console) -> list[Record]:
                 f"start on every node: {shell_line(plan)}",
             )
         selection.require_chips(request)
+        selection.require_packages(engine_spec(plan.engine))
     records: list[Record] = []
     for plan in planned:
         records.append(_run_one(plan, options.out, console))
@@ -64,7 +65,7 @@ def run(options: Options, console: Console) -> list[Record]:
 
 def _run_one(plan: Plan, out: Path, console: Console) -> Record:
     run_dir = prepare_run_dir(plan, out)
-    console.print(f"run folder {run_dir}", highlight=False, soft_wrap=True)
+    console.print(f"run folder {run_dir}", soft_wrap=True)
     launch_run(plan, run_dir, command_line(), console)
     return finish(run_dir, console)
 
@@ -94,9 +95,9 @@ def finish(run_dir: Path, console: Console, language: Language = "zh") -> Record
     record = write_record(run_dir)
     write_run_report(run_dir, record, language)
     if record.status == "ok":
-        console.print(f"ok: {record.id}", highlight=False, soft_wrap=True)
+        console.print(f"ok: {record.id}", soft_wrap=True)
     else:
-        console.print(f"{record.status}: {record.reason} (logs: {run_dir}/logs)", highlight=False, soft_wrap=True)
+        console.print(f"{record.status}: {record.reason} (logs: {run_dir}/logs)", soft_wrap=True)
     return record
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import dataclass, field
 
 from core import plugins
 from core.cases import Config, LoadedCase, resolve
+from core.engines.catalog import EngineSpec
 from core.errors import DeviceError, UsageError
 from core.plan import Request
 from core.plugins import Present, Vendor
 from schemas.hyperparameters import OverrideValue
+
+CAN_BE_NONE = ("data.path", "weights", "schedule_steps")
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,8 @@ def parse_sets(assignments: list[str]) -> dict[str, OverrideValue]:
         key, equals, value = assignment.partition("=")
         if not (key and equals):
             raise UsageError(f"--set {assignment!r} is not key=value", "write it like --set local_batch_size=2")
-        sets[key] = (
-            None if value in ("none", "null") and key in ("data.path", "weights", "schedule_steps") else value
-        )
+        # `none` is a value of its own elsewhere: offload=none.
+        sets[key] = None if key in CAN_BE_NONE and value.lower() in ("none", "null") else value
     return sets
 
 
@@ -79,7 +83,8 @@ def _names(loaded: LoadedCase) -> str:
 
 
 def _is_reference(present: Present) -> bool:
-    return present.result.chip is not None and present.vendor.chip(present.result.chip).reference
+    # A probe may name a chip that its plugin does not list, which must not keep others from being found.
+    return any(chip.reference for chip in present.vendor.chips if chip.name == present.result.chip)
 
 
 def _fitting(loaded: LoadedCase, present: Present) -> Config | None:
@@ -94,6 +99,16 @@ def _fitting(loaded: LoadedCase, present: Present) -> Config | None:
         and (count is None or config.value.topology.chips_per_node <= count)
     ]
     return max(fitting, key=lambda config: config.value.topology.chips_per_node, default=None)
+
+
+def require_packages(engine: EngineSpec) -> None:
+    """DeviceError unless what the engine imports is installed."""
+    missing = [name for name in engine.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DeviceError(
+            f"engine {engine.name} needs {' and '.join(missing)}, not installed for {sys.executable}",
+            "pip install 'accelmark[train]' (or 'accelmark[deepspeed]'), or take another engine with --engine",
+        )
 
 
 def require_chips(request: Request) -> None:

@@ -11,6 +11,9 @@ SCHEMA_VERSION: Final = 1
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 """An identifier that is safe as a file name and on a command line."""
 
+RecordId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=255)]
+"""A record's: the name of its run's folder, which is made of several names."""
+
 
 class Schema(BaseModel):
     """A frozen value that refuses unknown keys and keeps finite numbers only."""
@@ -41,13 +44,14 @@ def explain(error: ValidationError, source: str) -> str:
 
     ``source`` is the file (or option) the data came from.
     """
-    return "\n".join(
-        f"{source}: {_path(item['loc'])}: {_message(item)}" for item in error.errors(include_url=False)
-    )
+    return "\n".join(f"{source}: {field or '(whole value)'}: {message}" for field, message in problems(error))
 
 
-def _path(loc: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in loc) or "(whole value)"
+def problems(error: ValidationError) -> list[tuple[str, str]]:
+    """Each problem's dotted field (empty where values clash with each other), and what is wrong with its value."""
+    return [
+        (".".join(str(part) for part in item["loc"]), _message(item)) for item in error.errors(include_url=False)
+    ]
 
 
 def _message(item: Any) -> str:
@@ -55,7 +59,9 @@ def _message(item: Any) -> str:
         return "this field is missing"
     if item["type"] == "extra_forbidden":
         return f"unknown field (value {_short(item['input'])}); remove it or correct its spelling"
-    message = item["msg"].removeprefix("Value error, ")
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "value_error" and isinstance(item["input"], (dict, BaseModel)):
+        return message  # a whole object would be cut short; the message names the values that clash
     return f"{message} (got {_short(item['input'])})"
 
 

@@ -40,4 +40,9 @@ class DecoderSpec(Schema):
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.position == "rope" and self.head_size % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} / num_heads {self.num_heads} is the odd head size "
+                f"{self.head_size}; rope turns channels in pairs"
+            )
         return self

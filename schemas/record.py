@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from schemas.base import SCHEMA_VERSION, Name, Schema
+from schemas.base import SCHEMA_VERSION, Name, RecordId, Schema
 from schemas.event import Status
 from schemas.hyperparameters import OverrideValue, Precision
 from schemas.plan import Plan
@@ -90,7 +90,7 @@ class Record(Schema):
     """One run. Fields that were not measured, or not published, are None."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    id: Name
+    id: RecordId
     status: Status
     reason: str | None = None
     """One line, for every status but ok."""

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Union
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from typing_extensions import Self
 
-from schemas.base import SCHEMA_VERSION, Name, Schema, Text
+from schemas.base import SCHEMA_VERSION, Name, RecordId, Schema, Text
 
 Language = Literal["zh", "en"]
 
@@ -241,7 +241,7 @@ class Cell(Schema):
 class Row(Schema):
     """One record's row."""
 
-    record: Name
+    record: RecordId
     cells: tuple[Cell, ...] = ()
     """One per column; empty where nothing is published and every cell is rendered from the record."""
 

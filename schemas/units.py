@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, GetCoreSchemaHandler, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, PositiveInt, model_validator
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import Self, override
 
@@ -24,6 +25,8 @@ class Unit(Schema):
 
     notation: ClassVar[str]
     """An example of the notation, shown in errors."""
+    pattern: ClassVar[str]
+    """What a text in the notation matches from end to end; part of the exported JSON Schema."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -46,6 +49,18 @@ class Unit(Schema):
     def _from_text(cls, value: Any) -> Any:
         return cls._fields(value) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _has_a_notation(self) -> Self:
+        self._match(self.render())
+        return self
+
+    @classmethod
+    def _match(cls, text: str) -> re.Match[str]:
+        found = re.fullmatch(cls.pattern, text)
+        if found is None:
+            raise ValueError(f"{text!r} is not a {cls.__name__}; write it like {cls.notation!r}")
+        return found
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
@@ -59,34 +74,38 @@ class Unit(Schema):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"type": "string", "examples": [cls.notation]}
+        return {
+            "title": cls.__name__,
+            "description": inspect.cleandoc(cls.__doc__ or ""),
+            "type": "string",
+            "pattern": f"^(?:{cls.pattern})$",
+            "examples": [cls.notation],
+        }
 
 
-def _match(pattern: str, text: str, cls: type[Unit]) -> re.Match[str]:
-    found = re.fullmatch(pattern, text)
-    if found is None:
-        raise ValueError(f"{text!r} is not a {cls.__name__}; write it like {cls.notation!r}")
-    return found
+_COUNT = "[1-9][0-9]*"
+_NUMBER = r"(?:0|[1-9][0-9]*)(?:\.[0-9]+)?"
 
 
 class Topology(Unit):
     """Chip type × nodes × chips per node."""
 
     notation: ClassVar[str] = "H800x2x8"
+    pattern: ClassVar[str] = rf"([A-Za-z0-9][A-Za-z0-9._-]*?)x({_COUNT})x({_COUNT})"
 
-    chip: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    chip: str
     nodes: PositiveInt
     chips_per_node: PositiveInt
 
     @classmethod
     @override
     def _fields(cls, text: str) -> dict[str, Any]:
-        found = _match(r"([A-Za-z0-9][A-Za-z0-9._-]*?)x([1-9]\d*)x([1-9]\d*)", text, cls)
+        found = cls._match(text)
         return {"chip": found[1], "nodes": int(found[2]), "chips_per_node": int(found[3])}
 
     @model_validator(mode="after")
     def _unambiguous(self) -> Self:
-        if re.search(r"x\d+(x\d+)?$", self.chip):
+        if re.search(r"x[0-9]+(x[0-9]+)?$", self.chip):
             raise ValueError(f"chip name {self.chip!r} ends like a topology; rename the chip")
         return self
 
@@ -104,6 +123,7 @@ class Parallel(Unit):
     """Tensor, pipeline and data parallel sizes; their product is the world size."""
 
     notation: ClassVar[str] = "TP4PP8DP1"
+    pattern: ClassVar[str] = f"TP({_COUNT})PP({_COUNT})DP({_COUNT})"
 
     tp: PositiveInt
     pp: PositiveInt
@@ -112,7 +132,7 @@ class Parallel(Unit):
     @classmethod
     @override
     def _fields(cls, text: str) -> dict[str, Any]:
-        found = _match(r"TP([1-9]\d*)PP([1-9]\d*)DP([1-9]\d*)", text, cls)
+        found = cls._match(text)
         return {"tp": int(found[1]), "pp": int(found[2]), "dp": int(found[3])}
 
     @override
@@ -125,14 +145,15 @@ class Parallel(Unit):
         return self.tp * self.pp * self.dp
 
 
-NonNegativeDecimal = Annotated[Decimal, Field(ge=0)]
-_NUMBER = r"\d+(?:\.\d+)?"
+NonNegativeDecimal = Annotated[Decimal, Field(ge=0), AfterValidator(Decimal.copy_abs)]
+"""``-0`` counts as 0, so that a share that rounds to nothing does not print a sign."""
 
 
 class MemoryUse(Unit):
     """Used and total device memory in GiB, with as many decimals as were written (``37.3/40``)."""
 
     notation: ClassVar[str] = "77/80"
+    pattern: ClassVar[str] = f"({_NUMBER})/({_NUMBER})"
 
     used_gib: NonNegativeDecimal
     capacity_gib: Annotated[Decimal, Field(gt=0)]
@@ -140,7 +161,7 @@ class MemoryUse(Unit):
     @classmethod
     @override
     def _fields(cls, text: str) -> dict[str, Any]:
-        found = _match(rf"({_NUMBER})/({_NUMBER})", text, cls)
+        found = cls._match(text)
         return {"used_gib": Decimal(found[1]), "capacity_gib": Decimal(found[2])}
 
     @override
@@ -152,13 +173,14 @@ class Percent(Unit):
     """A share as the reports print it, ``16.3%``; ``value`` is in percent, not a fraction."""
 
     notation: ClassVar[str] = "16.3%"
+    pattern: ClassVar[str] = f"({_NUMBER})%"
 
     value: NonNegativeDecimal
 
     @classmethod
     @override
     def _fields(cls, text: str) -> dict[str, Any]:
-        return {"value": Decimal(_match(rf"({_NUMBER})%", text, cls)[1])}
+        return {"value": Decimal(cls._match(text)[1])}
 
     @classmethod
     def of_fraction(cls, fraction: float, decimals: int = 1) -> Self:
@@ -183,15 +205,16 @@ class Assignment(Unit):
     """One hyper-parameter change of a table row, with an optional remark behind it."""
 
     notation: ClassVar[str] = "GAS=64(globalbs=2M tokens)"
+    pattern: ClassVar[str] = r"([^\s=,()/][^=,()]*)=([^\s=,()][^=,()]*)(?:\(([^()]+)\))?"
 
-    key: Annotated[str, Field(pattern=r"^[^\s=,()/][^=,()]*$")]
-    value: Annotated[str, Field(pattern=r"^[^\s=,()][^=,()]*$")]
-    remark: Annotated[str, Field(pattern=r"^[^()]+$")] | None = None
+    key: str
+    value: str
+    remark: Annotated[str, Field(min_length=1)] | None = None
 
     @classmethod
     @override
     def _fields(cls, text: str) -> dict[str, Any]:
-        found = _match(r"([^\s=,()/][^=,()]*)=([^\s=,()][^=,()]*)(?:\(([^()]+)\))?", text, cls)
+        found = cls._match(text)
         return {"key": found[1], "value": found[2], "remark": found[3]}
 
     @override
@@ -203,6 +226,7 @@ class FixHp(Unit):
     """The ``fix_hp`` cell: assignments separated by ``", "``, or ``/`` where nothing was changed."""
 
     notation: ClassVar[str] = "数据精度=fp16, local_batchsize=4"
+    pattern: ClassVar[str] = f"/|{Assignment.pattern}(?:, {Assignment.pattern})*"
 
     assignments: tuple[Assignment, ...] = ()
 

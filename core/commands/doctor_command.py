@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -61,12 +62,19 @@ def _engines() -> Iterator[Check]:
             text = f"needs {', '.join(missing)}: pip install 'accelmark[train]' and the engine's extra"
             yield Check(f"engine {engine.name}", "note", text)
         else:
-            versions = ", ".join(f"{name} {metadata.version(name)}" for name in engine.packages)
+            versions = ", ".join(f"{name} {_version(name)}" for name in engine.packages)
             yield Check(f"engine {engine.name}", "ok", versions)
-    if importlib.util.find_spec("torch"):
-        version = metadata.version("torch")
-        if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < LOWEST_TORCH:
-            yield Check("torch", "problem", f"{version} is older than {'.'.join(map(str, LOWEST_TORCH))}")
+    torch = _version("torch")
+    found = re.match(r"(\d+)\.(\d+)", torch)
+    if found and (int(found[1]), int(found[2])) < LOWEST_TORCH:
+        yield Check("torch", "problem", f"{torch} is older than {'.'.join(map(str, LOWEST_TORCH))}")
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:  # a vendor's build may carry another name
+        return "of an unknown version"
 
 
 def _vendors() -> Iterator[Check]:

@@ -7,7 +7,7 @@ from typing import get_args
 
 from rich.console import Console
 
-from core.cli import print_json
+from core.cli import new_console, print_json
 from schemas.chip import PeakPrecision
 
 KINDS = ("vendors", "chips", "cases", "configs", "engines")
@@ -30,7 +30,7 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
     table = Table(*(rows[0] if rows else ("nothing installed",)))
     for row in rows:
         table.add_row(*("/" if value is None else str(value) for value in row.values()))
-    Console().print(table)
+    new_console().print(table)
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from core import runner, torchrun
-from core.cli import print_json
+from core.cli import new_console, print_json
 from core.selection import Selection, parse_sets
 
 
@@ -53,7 +53,7 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
     elif records:
         from core.commands.tables import records_table
 
-        Console().print(records_table(records))
+        new_console().print(records_table(records))
     return code
 
 
@@ -65,8 +65,8 @@ def _show_plans(options: runner.Options, *, as_json: bool) -> int:
     from core.commands.tables import plan_table
     from core.launch import shell_line
 
-    console = Console()
+    console = new_console()
     for plan in plans:
         console.print(plan_table(plan))
-        console.print("launch:", shell_line(plan), soft_wrap=True, highlight=False, markup=False)
+        console.print("launch:", shell_line(plan), soft_wrap=True)
     return 0

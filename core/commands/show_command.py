@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from core import cases
-from core.cli import print_json
+from core.cli import new_console, print_json
 from core.record import RECORD_FILE, read_record
 from schemas.base import Schema
 
@@ -31,7 +31,7 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
     table = Table("field", "value")
     for field, content in _flat("", value.model_dump(mode="json")):
         table.add_row(field, content)
-    Console().print(table)
+    new_console().print(table)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
@@ -13,21 +13,21 @@ from schemas.units import Percent
 SECTIONS = (("", "hyper_parameters"), ("measure.", "measure"), ("model.", "model"), ("data.", "data"))
 
 
-def records_table(records: Iterable[Record]) -> Table:
-    """One row a record: what was measured, or why it was not."""
-    table = Table("record", "status", "token/p/s", "loss", "mem GiB", "MFU", "MFU(PaLM)", "stamp")
-    for record in records:
-        throughput = record.throughput
-        table.add_row(
-            record.id,
-            record.status if record.reason is None else f"{record.status}: {record.reason}",
-            "/" if throughput is None else f"{throughput.tokens_per_second_per_chip:,.1f}",
-            "/" if record.loss.last is None else f"{record.loss.last:.4f}",
-            memory_cell(record),
-            percent_cell(record.mfu.flagperf),
-            percent_cell(record.mfu.palm),
-            ", ".join(stamps(record)) or "-",
-        )
+def records_table(records: Sequence[Record]) -> Table:
+    """One column a record: what was measured, or why it was not. Narrow terminals hold it, too."""
+    table = Table("", *(record.run for record in records), title=f"{records[0].case} {records[0].topology}")
+    rows: dict[str, Callable[[Record], str]] = {
+        "status": lambda r: r.status if r.reason is None else f"{r.status}: {r.reason}",
+        "token/p/s": lambda r: "/" if r.throughput is None else f"{r.throughput.tokens_per_second_per_chip:,.1f}",
+        "loss": lambda r: "/" if r.loss.last is None else f"{r.loss.last:.4f}",
+        "mem GiB": memory_cell,
+        "MFU": lambda r: percent_cell(r.mfu.flagperf),
+        "MFU(PaLM)": lambda r: percent_cell(r.mfu.palm),
+        "stamps": lambda r: ", ".join(stamps(r)) or "-",
+        "record": lambda r: r.id,
+    }
+    for name, cell in rows.items():
+        table.add_row(name, *(cell(record) for record in records))
     return table
 
 

@@ -54,6 +54,8 @@ def _case(name: str) -> Iterator[Result]:
         yield Result(name, "error", str(error))
         return
     yield Result(name, "ok", f"{len(loaded.configs)} configs")
+    for vendor, why in loaded.unasked.items():
+        yield Result(name, "error", f"vendor {vendor} gave no configs: {why}")
     for config in loaded.configs:
         yield from _config(loaded, config)
     yield from _sheets(loaded)
@@ -78,7 +80,7 @@ def _config(loaded: LoadedCase, config: Config) -> Iterator[Result]:
 
 
 def _sheets(loaded: LoadedCase) -> Iterator[Result]:
-    """Reports and records load, and every typed cell says what was printed; findings are notes of the sheet."""
+    """Reports and records load, and every typed cell says what was printed; a sheet's own mistakes are notes."""
     from core.report.check import check
     from core.report.load import load_records, load_reports
 
@@ -88,9 +90,7 @@ def _sheets(loaded: LoadedCase) -> Iterator[Result]:
             findings = check(report, records)
             yield Result(f"{loaded.case.name} report {report.id}", "ok", f"{len(findings)} findings")
             for finding in findings:
-                verdict: Verdict = (
-                    "error" if finding.in_data else "note"
-                )  # a note: the sheet was published like that
+                verdict: Verdict = "error" if finding.in_data else "note"
                 yield Result(f"{loaded.case.name} report {report.id}", verdict, finding.message.en)
     except AccelMarkError as error:
         yield Result(f"{loaded.case.name} reports", "error", str(error))

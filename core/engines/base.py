@@ -87,7 +87,8 @@ class Engine(ABC):
         DP / (label tokens of the whole global batch): uneven labels weigh as they should, which a mean of the
         ranks' means gets wrong.
         """
-        tokens = torch.tensor(float(batch.label_tokens), dtype=torch.float64).to(self.device, torch.float32)
+        # Filled on the device: a copy from the host would wait for everything that is queued there.
+        tokens = torch.full((), float(batch.label_tokens), dtype=torch.float32, device=self.device)
         dist.all_reduce(tokens)
         return self.plan.parallel.dp / tokens, tokens
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from pydantic import PositiveInt
 
 from core.report.cells import NUMBER, percent, render_value, used_memory_gib
-from schemas.base import Name, Schema, Text
+from schemas.base import RecordId, Schema, Text
 from schemas.record import Record
 from schemas.report import Cell, Column, PerformanceTable, Report, ValueColumn, in_language
 
@@ -25,7 +25,7 @@ class Finding(Schema):
     """One thing that is wrong with cells of one row."""
 
     rule: Rule
-    record: Name
+    record: RecordId
     row: PositiveInt
     """Counted from 1 within its table."""
     columns: tuple[str, ...]

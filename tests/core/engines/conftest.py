@@ -31,7 +31,14 @@ def run_job(tmp_path: Path) -> RunJob:
     ) -> dict[str, Any]:
         name = f"{engine}-{world}-{len(list(tmp_path.iterdir()))}"
         store = tmp_path / f"store-{name}"
-        job = {"engine": engine, "sets": sets or {}, "case": case, "steps": steps, "fault": fault, "store": str(store)}
+        job = {
+            "engine": engine,
+            "sets": sets or {},
+            "case": case,
+            "steps": steps,
+            "fault": fault,
+            "store": str(store),
+        }
         command = [sys.executable, str(Path(__file__).with_name("job.py")), json.dumps(job)]
         base = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
         base["ACCELMARK_CACHE"] = str(tmp_path)

@@ -20,7 +20,15 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", marked(LAYOUTS))
+def layouts(*names: str) -> list[object]:
+    """Parameters for tests, marked for what they need."""
+    return [
+        pytest.param(name, marks=pytest.mark.deepspeed if LAYOUTS[name][0] == "deepspeed" else ())
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("layout", layouts(*LAYOUTS))
 def test_two_ranks_train_as_one(layout: str, run_job: RunJob) -> None:
     engine, sets = LAYOUTS[layout]
     if engine == "deepspeed":
@@ -32,7 +40,7 @@ def test_two_ranks_train_as_one(layout: str, run_job: RunJob) -> None:
     assert one["losses"][-1] < one["losses"][0]
 
 
-@pytest.mark.parametrize("layout", ["DDP", "ZeRO-2"])
+@pytest.mark.parametrize("layout", layouts("DDP", "ZeRO-2"))
 def test_a_mean_of_means_is_caught(layout: str, run_job: RunJob) -> None:
     engine, sets = LAYOUTS[layout]
     if engine == "deepspeed":

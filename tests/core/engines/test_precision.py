@@ -44,6 +44,7 @@ def test_torch(name: str, run_job: RunJob) -> None:
     assert_trains_like_fp32(answer["losses"], reference["losses"])
 
 
+@pytest.mark.deepspeed
 @pytest.mark.parametrize("name", DEEPSPEED)
 def test_deepspeed(name: str, run_job: RunJob) -> None:
     pytest.importorskip("deepspeed")

@@ -1,0 +1,121 @@
+"""FLOPs and MFU: the published numbers, the published formulas, and when there is no number."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+
+from core.cases import resolve
+from core.metrics import FORMULAS, FineTune, Work, flops_per_token, mfu
+from schemas.chip import Peak
+from schemas.hyperparameters import Checkpointing
+from schemas.record import Parameters
+from schemas.units import Percent
+
+H800 = Peak(precision="bf16", tflops=989.0, source="datasheet")
+A100 = Peak(precision="fp16", tflops=312.0, source="datasheet")
+BAICHUAN2_PARAMETERS = 13_896_668_160
+LLAMA2_PARAMETERS = 6_738_415_616
+
+
+def work(
+    case: Literal["baichuan2_13b", "llama2_7b"],
+    checkpointing: Checkpointing = "none",
+    fine_tune: FineTune = "full",
+    **parameters: int,
+) -> Work:
+    model = resolve(case).case.model
+    total = BAICHUAN2_PARAMETERS if case == "baichuan2_13b" else LLAMA2_PARAMETERS
+    embedding = 2 * model.vocab_size * model.hidden_size
+    counts = {"total": total, "trainable": total, "embedding": embedding} | parameters
+    length = 2048 if case == "baichuan2_13b" else 4096
+    return Work(model, Parameters(**counts), length, checkpointing, fine_tune)
+
+
+@pytest.mark.parametrize(("tokens_per_second", "printed"), [(2068, "16.3%"), (2710, "21.4%")])
+def test_the_published_mfu_of_baichuan2_on_h800(tokens_per_second: float, printed: str) -> None:
+    shares = mfu(tokens_per_second, work("baichuan2_13b"), H800)
+    assert shares.flagperf is not None
+    assert Percent.of_fraction(shares.flagperf).render() == printed
+    assert shares.flagperf == pytest.approx(6 * 13e9 * tokens_per_second / 989e12, rel=1e-12)
+    assert (shares.peak_tflops, shares.peak_precision, shares.peak_source) == (989.0, "bf16", "datasheet")
+
+
+def test_the_published_mfu_of_lora_on_a100() -> None:
+    adapters = 2 * 32 * 8 * (4096 + 4096)  # rank 8 on q_proj and v_proj of 32 layers
+    trained = work("llama2_7b", fine_tune="lora", total=LLAMA2_PARAMETERS + adapters, trainable=adapters)
+    shares = mfu(4017, trained, A100)
+    assert shares.flagperf == pytest.approx(0.3605, abs=5e-6)
+    assert Percent.of_fraction(0.3605).render() == "36.1%"
+    assert Percent.of_fraction(4 * 7e9 * 4017 / 312e12).render() == "36.1%"
+    assert shares.formulas["flagperf"].startswith("4 * N_nominal")
+    # Of the true parameters, frozen and trained.
+    palm = 4 * LLAMA2_PARAMETERS + 6 * adapters + 12 * 32 * 4096 * 4096
+    assert shares.flops_per_token["palm"] == palm
+    lookup = 4 * 32000 * 4096
+    assert shares.flops_per_token["causal"] == palm - lookup - 6 * 32 * 4096 * 4096
+
+
+def test_palm_counts_true_parameters_and_attention() -> None:
+    """Chowdhery et al., arXiv 2204.02311, appendix B: 6 N + 12 L H Q T."""
+    flops = flops_per_token(work("baichuan2_13b"))
+    assert flops["palm"] == 6 * 13_896_668_160 + 12 * 40 * 40 * 128 * 2048 == 88_413_173_760
+    shares = mfu(5100, work("baichuan2_13b"), H800)
+    assert shares.palm is not None
+    assert Percent.of_fraction(shares.palm).render() == "45.6%"
+
+
+def test_causal_leaves_out_half_the_scores_and_the_lookup() -> None:
+    flops = flops_per_token(work("llama2_7b"))
+    weights = LLAMA2_PARAMETERS - 32000 * 4096
+    assert flops["causal"] == 6 * weights + 6 * 32 * 4096 * 4096
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "again"),
+    [
+        ("none", 0),
+        ("selective", 0),
+        ("full", 2 * (LLAMA2_PARAMETERS - 2 * 32000 * 4096) + 2 * 32 * 4096 * 4096),
+    ],
+)
+def test_hardware_flops_count_what_checkpointing_computes_again(checkpointing: Checkpointing, again: int) -> None:
+    flops = flops_per_token(work("llama2_7b", checkpointing))
+    assert flops["hardware"] - flops["causal"] == again
+
+
+def test_a_forward_pass_again_is_a_third_of_the_blocks_work() -> None:
+    """Forward is one of three equal parts, so that HFU / MFU tends to 4/3 as the embedding loses weight."""
+    flops = flops_per_token(work("llama2_7b", "full", embedding=0))
+    lookup = 6 * 32000 * 4096
+    assert (flops["hardware"] - flops["causal"]) * 3 == pytest.approx(flops["causal"] + lookup)
+
+
+def test_every_number_comes_with_its_formula() -> None:
+    for kind in ("full", "lora"):
+        shares = mfu(100.0, work("llama2_7b", fine_tune=kind), A100)
+        assert set(shares.formulas) == set(shares.flops_per_token) == {"flagperf", "palm", "causal", "hardware"}
+        assert shares.formulas == FORMULAS[kind]
+        for rule, per_token in shares.flops_per_token.items():
+            assert getattr(shares, rule) == pytest.approx(100.0 * per_token / 312e12)
+
+
+@pytest.mark.parametrize(
+    ("peak", "tokens_per_second", "missing"),
+    [
+        (Peak(precision="bf16", tflops=None, source="nobody has published it"), 2000.0,
+         "no bf16 peak: nobody has published it"),
+        (Peak(precision="fp32", tflops=19.5, source="datasheet"), 4017.0,
+         "flagperf would be 865.2%: over the 19.5 TFLOP/s fp32 peak"),
+    ],
+)  # fmt: skip
+def test_without_a_peak_or_beyond_it_there_is_a_reason_and_no_number(
+    peak: Peak, tokens_per_second: float, missing: str
+) -> None:
+    shares = mfu(tokens_per_second, work("llama2_7b"), peak)
+    rules: dict[str, Any] = {rule: getattr(shares, rule) for rule in FORMULAS["full"]}
+    assert set(rules.values()) == {None}
+    assert shares.missing == missing
+    assert shares.flops_per_token["flagperf"] == 6 * 7e9
+    assert shares.peak_tflops == peak.tflops

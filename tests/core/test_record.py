@@ -1,0 +1,439 @@
+"""The record of a run, from what its ranks wrote and how its processes ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from core import events
+from core.errors import UsageError
+from core.events import EventLog
+from core.record import OUTCOME_FILE, Outcome, build_record, read_record, write_record
+from core.worker import PLAN_FILE
+from schemas import event as ev
+from schemas.chip import Device, MemoryReading, TelemetryReading
+from schemas.plan import Plan
+from schemas.record import Record
+
+ROOT = Path(__file__).parents[2]
+STEP_S = 2.0
+WARMUP, MEASURED = 2, 20
+
+
+class RunFolder:
+    """A run's folder, filled by its ranks; time passes only where a test says so."""
+
+    def __init__(self, folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder.mkdir(parents=True)
+        (folder / PLAN_FILE).write_text(plan.model_dump_json(), encoding="utf-8")
+        self.folder, self.plan, self.now_s = folder, plan, 0.0
+        clock = SimpleNamespace(monotonic=lambda: self.now_s, time=lambda: 1e9 + self.now_s)
+        monkeypatch.setattr(events, "time", clock)
+        self.logs: dict[int, EventLog] = {}
+
+    def emit(self, rank: int, kind: type[Any], **fields: Any) -> None:
+        if rank not in self.logs:
+            self.logs[rank] = EventLog(self.folder, rank)
+        self.logs[rank].emit(kind, **fields)
+
+    def start(self, rank: int) -> None:
+        """Up to the model."""
+        self.now_s = 0.0
+        for phase in ("start", "data", "setup"):
+            self.emit(rank, ev.PhaseEvent, phase=phase)
+        device = Device(
+            torch_device=f"acme:{rank}", index=rank, name="ACME X1", collective_backend="accl",
+            math_mode={"tf32": "off"},
+        )  # fmt: skip
+        self.emit(
+            rank, ev.DeviceEvent, device=device, environment={"driver": f"570.{rank}"}, host="h", pid=100 + rank
+        )
+        self.emit(rank, ev.DataEvent, data="generated", manifest_sha256="ab" * 32, sequences=512, tokens=10**6)
+        self.emit(
+            rank, ev.ModelEvent, parameters_total=1000, parameters_trainable=900, parameters_embedding=200,
+            weights="random", optimizer="acme.FusedAdamW",
+        )  # fmt: skip
+
+    def step(self, rank: int, phase: str, step: int, **changes: Any) -> None:
+        self.now_s += STEP_S
+        values = {
+            "step_time_s": STEP_S + step / 100,
+            "loss": 5.0 - step / 10,
+            "grad_norm": 1.0 + step,
+            "learning_rate": 1e-5,
+            "label_tokens": 100,
+            "real_tokens": 100,
+            "padded_tokens": 28,
+            "memory_allocated_gib": 40.0,
+        }
+        self.emit(rank, ev.StepEvent, phase=phase, step=step, total_steps=None, **(values | changes))
+
+    def train(self, rank: int, window_s: float = 40.0) -> None:
+        """Warm-up and window; ends in second 44."""
+        self.emit(rank, ev.PhaseEvent, phase="warmup")
+        for step in range(1, WARMUP + 1):
+            self.step(rank, "warmup", step)
+        self.emit(rank, ev.PhaseEvent, phase="measure")
+        for step in range(WARMUP + 1, WARMUP + MEASURED + 1):
+            self.step(rank, "measure", step)
+        self.emit(
+            rank, ev.WindowEvent, window_s=window_s, steps=MEASURED, real_tokens=100 * MEASURED,
+            padded_tokens=28 * MEASURED, epochs=3,
+        )  # fmt: skip
+
+    def finish(self, rank: int) -> None:
+        memory = MemoryReading(
+            peak_allocated_gib=60.0 + rank, peak_reserved_gib=70.0 - rank, peak_device_gib=None, capacity_gib=80.0,
+            allocation_retries=rank, oom_count=0,
+        )  # fmt: skip
+        self.emit(rank, ev.MemoryEvent, memory=memory)
+        self.now_s += 1.0
+        self.emit(rank, ev.PhaseEvent, phase="finish")
+        self.emit(rank, ev.FinishEvent)
+
+    def fail(self, rank: int, status: str, reason: str, step: int | None = None) -> None:
+        self.now_s += 1.0
+        self.emit(rank, ev.ErrorEvent, status=status, step=step, reason=reason, traceback="...")
+
+    def outcome(self, **values: Any) -> None:
+        outcome = Outcome(command="accelmark run toy", **values)
+        (self.folder / OUTCOME_FILE).write_text(outcome.model_dump_json(), encoding="utf-8")
+
+    def record(self) -> Record:
+        for log in self.logs.values():
+            log.close()
+        self.logs.clear()
+        return build_record(self.folder)
+
+
+MakeFolder = Callable[..., RunFolder]
+
+
+@pytest.fixture
+def make_folder(
+    tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeFolder]:
+    made: list[RunFolder] = []
+
+    def make(name: str = "toy-X1x1x2-base-1", topology: str = "X1x1x2", **values: Any) -> RunFolder:
+        made.append(RunFolder(tmp_path / name, make_plan(topology=topology, **values), monkeypatch))
+        return made[-1]
+
+    yield make
+    for folder in made:
+        for log in folder.logs.values():
+            log.close()
+
+
+@pytest.fixture
+def whole(make_folder: MakeFolder) -> RunFolder:
+    """A run of two ranks that ended well; rank 1 took longer."""
+    folder = make_folder(run={"fix_hp": {"gradient_accumulation_steps": 4}})
+    for rank in (0, 1):
+        folder.start(rank)
+        folder.train(rank, window_s=40.0 + rank * 10)
+        folder.finish(rank)
+    folder.outcome(exit_code=0)
+    return folder
+
+
+def test_what_was_run_is_the_plans(whole: RunFolder) -> None:
+    record, plan = whole.record(), whole.plan
+    assert (record.id, record.status, record.reason, record.source) == (
+        "toy-X1x1x2-base-1",
+        "ok",
+        None,
+        "measured",
+    )
+    assert (record.official, record.unofficial_reason) == (True, None)
+    assert (record.scaled_down, record.emulated) == (False, False)
+    assert (record.weights, record.data) == ("random", "generated")
+    assert (record.case, record.vendor, record.chip, record.engine, record.run) == (
+        "toy", "acme", "X1", "deepspeed", "base",
+    )  # fmt: skip
+    assert (record.topology.render(), record.parallel.render()) == ("X1x1x2", "TP1PP1DP2")
+    assert (record.precision, record.fix_hp) == ("bf16", {"gradient_accumulation_steps": 4})
+    assert (record.command, record.plan) == ("accelmark run toy", plan)
+    assert record.rankable
+
+
+def test_throughput_is_of_all_ranks_over_the_slowest_ones_window(whole: RunFolder) -> None:
+    throughput = whole.record().throughput
+    assert throughput is not None
+    assert throughput.tokens_per_second_per_chip == 2 * 2000 / 50.0 / 2
+    assert throughput.padded_tokens_per_second_per_chip == 2 * 2560 / 50.0 / 2
+    assert (throughput.measured_steps, throughput.window_s, throughput.step_time_mean_s) == (20, 50.0, 2.5)
+    # Steps 3 to 22 took 2.03 to 2.22 s; the percentiles are steps that were measured.
+    assert throughput.step_time_median_s == pytest.approx(2.125)
+    assert throughput.step_time_p5_s == 2.03
+    assert throughput.step_time_p95_s == 2.21
+
+
+def test_mfu_is_of_the_plans_peak_and_the_built_models_parameters(whole: RunFolder) -> None:
+    record = whole.record()
+    assert record.mfu.flagperf == pytest.approx(6 * 7e9 * 40 / 989e12)
+    assert record.mfu.flops_per_token["palm"] == 6 * 1000 + 12 * 4 * 64 * 2048
+    assert (record.mfu.peak_tflops, record.mfu.peak_precision) == (989.0, "bf16")
+    assert record.parameters is not None
+    assert record.parameters.model_dump() == {"total": 1000, "trainable": 900, "embedding": 200}
+
+
+def test_memory_is_the_fullest_ranks(whole: RunFolder) -> None:
+    memory = whole.record().memory
+    assert (memory.peak_allocated_gib, memory.peak_reserved_gib, memory.capacity_gib) == (61.0, 70.0, 80.0)
+    assert (memory.allocation_retries, memory.oom_count) == (1, 0)
+    assert memory.peak_device_gib is None
+
+
+def test_curves_are_rank_0s_warm_up_included(whole: RunFolder) -> None:
+    loss = whole.record().loss
+    assert (loss.first, loss.last, len(loss.curve)) == (4.9, 5.0 - 2.2, WARMUP + MEASURED)
+    assert loss.grad_norm_curve[:2] == (2.0, 3.0)
+    assert loss.step_time_curve_s[-1] == 2.22
+    assert loss.memory_allocated_curve_gib == (40.0,) * 22
+
+
+def test_what_the_reader_must_know_of_data_time_and_machine(whole: RunFolder) -> None:
+    whole.emit(1, ev.WarningEvent, message="telemetry stopped")
+    record = whole.record()
+    assert record.tokens_trained == 22 * record.plan.tokens_per_step  # type: ignore[union-attr]
+    assert (record.epochs, record.data_manifest_sha256) == (3, "ab" * 32)
+    assert (record.environment, record.math_mode) == ({"driver": "570.0"}, {"tf32": "off"})
+    assert (record.optimizer, record.warnings) == ("acme.FusedAdamW", ("telemetry stopped",))
+    assert (record.started_unix_s, record.duration_s) == (1e9, 45.0)
+
+
+def test_telemetry_counts_inside_the_window_only(make_folder: MakeFolder) -> None:
+    folder = make_folder(topology="X1x1x1")
+    folder.start(0)
+    samples = ((1.0, 900.0, 90.0), (4.0, 500.0, 60.0), (30.0, 700.0, 70.0), (44.0, None, None), (50.0, 50.0, 80.0))
+    waiting = list(samples)
+    original = folder.emit
+
+    def emit(rank: int, kind: type[Any], **fields: Any) -> None:
+        original(rank, kind, **fields)
+        while waiting and waiting[0][0] <= folder.now_s and kind is not ev.TelemetryEvent:
+            _, watts, degrees = waiting.pop(0)
+            reading = TelemetryReading(
+                power_w=watts, temperature_c=degrees, memory_used_gib=None if watts is None else watts / 10
+            )
+            original(rank, ev.TelemetryEvent, reading=reading)
+
+    folder.emit = emit  # type: ignore[method-assign]
+    folder.train(0)
+    folder.now_s = 50.0
+    folder.finish(0)
+    assert not waiting
+    record = folder.record()
+    telemetry = record.telemetry
+    assert telemetry.samples == 3
+    assert (telemetry.power_mean_w, telemetry.power_max_w, telemetry.temperature_max_c) == (600.0, 700.0, 70.0)
+    assert (telemetry.utilisation_mean_percent, telemetry.sm_clock_mean_mhz) == (None, None)
+    assert telemetry.energy_per_token_j == pytest.approx(600.0 / 50.0)
+    # The vendor's reading has no device-wide peak, so the largest sample stands for it.
+    assert record.memory.peak_device_gib == 70.0
+
+
+@pytest.mark.parametrize("watts", [None, 0.0])
+def test_a_vendor_that_reads_no_power_has_no_energy(make_folder: MakeFolder, watts: float | None) -> None:
+    folder = make_folder(topology="X1x1x1")
+    folder.start(0)
+    folder.train(0)
+    folder.now_s = 20.0
+    folder.emit(0, ev.TelemetryEvent, reading=TelemetryReading(power_w=watts, utilisation_percent=97.0))
+    telemetry = folder.record().telemetry
+    assert (telemetry.samples, telemetry.power_mean_w, telemetry.energy_per_token_j) == (1, watts, None)
+    assert telemetry.utilisation_mean_percent == 97.0
+
+
+@pytest.mark.parametrize(
+    ("values", "window_s", "reason"),
+    [
+        ({}, 29.96, "the window took 30.0 s, less than 30.0 s"),
+        ({}, 12.3, "the window took 12.3 s, less than 30.0 s"),
+        ({}, 30.0, None),
+        ({"topology": "REFx1x1"}, 3.0, None),
+        ({"sets": {"seed": "1"}}, 3.0, "--set changed seed"),
+    ],
+)
+def test_a_short_window_is_not_official(
+    make_folder: MakeFolder, values: dict[str, Any], window_s: float, reason: str | None
+) -> None:
+    folder = make_folder(**({"topology": "X1x1x1"} | values))
+    folder.start(0)
+    folder.train(0, window_s)
+    folder.finish(0)
+    record = folder.record()
+    assert (record.official, record.unofficial_reason) == (reason is None, reason)
+
+
+def test_an_emulated_chip_or_device_is_told(make_folder: MakeFolder) -> None:
+    folder = make_folder("a", topology="EMUx1x1")
+    assert folder.record().emulated
+    folder = make_folder("b", topology="X1x1x1")
+    device = Device(torch_device="acme", index=0, name="n", collective_backend="gloo", math_mode={}, emulated=True)
+    folder.emit(0, ev.DeviceEvent, device=device, environment={}, host="h", pid=1)
+    assert folder.record().emulated
+
+
+def test_prepared_data_and_weights_are_named_before_they_are_read(make_folder: MakeFolder) -> None:
+    record = make_folder(sets={"data.path": "/data", "weights": "/weights"}).record()
+    assert (record.data, record.weights) == ("openwebtext", "pretrained")
+
+
+def test_the_first_cause_counts_not_its_peers_lost_connection(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    for rank in (0, 1):
+        folder.start(rank)
+    folder.fail(0, "crashed", "RuntimeError: Connection closed by peer", step=3)
+    folder.fail(1, "oom", "OutOfMemoryError: tried to allocate 20.00 GiB", step=3)
+    folder.outcome(exit_code=1, lost={0: "ended with exit code 1", 1: "ended with exit code 1"})
+    record = folder.record()
+    assert record.status == "oom"
+    assert record.reason == "rank 1 in step 3: OutOfMemoryError: tried to allocate 20.00 GiB"
+    assert (record.throughput, record.mfu.missing, record.rankable) == (None, "nothing was measured", False)
+
+
+def test_of_two_failed_ranks_the_earlier_is_told(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    folder.fail(1, "crashed", "KeyError: 'lm_head'")
+    folder.fail(0, "crashed", "RuntimeError: Connection closed by peer")
+    folder.outcome(exit_code=1, lost={1: "ended with exit code 1"})
+    record = folder.record()
+    assert (record.status, record.reason) == ("crashed", "rank 1 before the first step: KeyError: 'lm_head'")
+
+
+def test_a_rank_that_was_killed_comes_before_the_peers_it_left(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    folder.start(0)
+    folder.fail(0, "crashed", "RuntimeError: Connection closed by peer", step=9)
+    folder.outcome(exit_code=1, lost={1: "was ended by signal 9 (SIGKILL)", 0: "ended with exit code 1"})
+    record = folder.record()
+    assert record.status == "crashed"
+    assert record.reason == "rank 1 was ended by signal 9 (SIGKILL)"
+
+
+def test_a_rank_that_aborts_since_a_peer_is_gone_is_not_the_cause(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    folder.fail(0, "crashed", "KeyError: 'lm_head'", step=9)
+    folder.outcome(exit_code=1, lost={1: "was ended by signal 6 (SIGABRT)", 0: "ended with exit code 1"})
+    assert folder.record().reason == "rank 0 in step 9: KeyError: 'lm_head'"
+
+
+def test_ranks_that_all_abort_are_told(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    folder.start(0)
+    folder.outcome(exit_code=1, lost={1: "was ended by signal 6 (SIGABRT)", 0: "was ended by signal 6 (SIGABRT)"})
+    record = folder.record()
+    assert record.status == "crashed"
+    assert record.reason == "rank 1 was ended by signal 6 (SIGABRT); rank 0 was ended by signal 6 (SIGABRT)"
+
+
+def test_a_rank_that_ended_without_a_word(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    for rank in (0, 1):
+        folder.start(rank)
+        folder.train(rank)
+    folder.finish(0)
+    record = folder.record()  # without an outcome: the launcher was killed, too
+    assert (record.status, record.reason) == ("crashed", "rank 1 ended without finishing, after step 22")
+    assert record.command == "unknown: the launcher did not end by itself"
+    assert record.loss.last == 5.0 - 2.2
+
+
+def test_half_of_the_ranks_windows_are_no_throughput(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    for rank in (0, 1):
+        folder.start(rank)
+    folder.train(0)
+    assert folder.record().throughput is None
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_interrupted(make_folder: MakeFolder, steps: int) -> None:
+    folder = make_folder()
+    for rank in (0, 1):
+        folder.start(rank)
+    for step in range(1, steps + 1):
+        folder.step(0, "warmup", step)
+    folder.outcome(interrupted=True, exit_code=-15)
+    record = folder.record()
+    where = "after step 5" if steps else "in phase setup"
+    assert (record.status, record.reason) == ("interrupted", f"interrupted {where}")
+
+
+def test_hang(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    folder.start(0)
+    folder.outcome(hang="no progress for 1801 s (measure.timeout_s is 1800)", exit_code=-9)
+    record = folder.record()
+    assert (record.status, record.reason) == ("hang", "no progress for 1801 s (measure.timeout_s is 1800)")
+
+
+def test_not_a_number(make_folder: MakeFolder) -> None:
+    folder = make_folder(topology="X1x1x1")
+    folder.start(0)
+    folder.step(0, "warmup", 1)
+    folder.step(0, "warmup", 2, loss=None, grad_norm=None)
+    folder.fail(0, "nan", "loss is nan and gradient norm nan in step 2", step=4)
+    record = folder.record()
+    assert (record.status, record.loss.curve, record.loss.grad_norm_curve) == ("nan", (4.9,), (2.0,))
+
+
+def test_nothing_at_all_started(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    folder.outcome(exit_code=1)
+    record = folder.record()
+    assert record.status == "crashed"
+    assert record.reason == "rank 0, 1 ended without finishing, before any worker started (see agent.log)"
+    assert (record.started_unix_s, record.duration_s, record.tokens_trained) == (None, None, None)
+    assert (record.parameters, record.environment, record.loss.first) == (None, {}, None)
+
+
+def test_a_written_record_is_read_again(whole: RunFolder) -> None:
+    built = whole.record()
+    assert write_record(whole.folder) == built
+    assert read_record(whole.folder / "record.json") == built
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "what"),
+    [
+        (PLAN_FILE, "{}", "plan.json: case: this field is missing"),
+        (
+            OUTCOME_FILE,
+            '{"command": "c", "exit_code": "x"}',
+            "outcome.json: exit_code: Input should be a valid int",
+        ),
+        (OUTCOME_FILE, '{"command"', "outcome.json: (whole value): Invalid JSON"),
+        ("events/rank00000.jsonl", '{"kind": "finish"}\n', "rank00000.jsonl (line 1 of this read): "),
+    ],
+)
+def test_a_file_that_was_edited_is_named(whole: RunFolder, file: str, text: str, what: str) -> None:
+    (whole.folder / file).write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as error:
+        whole.record()
+    assert what in error.value.what
+
+
+def test_a_folder_that_was_renamed_is_told(whole: RunFolder) -> None:
+    whole.record()
+    renamed = whole.folder.rename(whole.folder.parent / "run 1 (copy)")
+    with pytest.raises(UsageError) as error:
+        build_record(renamed)
+    assert "id: String should match pattern" in error.value.what
+    assert "(got 'run 1 (copy)')" in error.value.what
+
+
+def test_a_record_file_that_is_wrong_is_told_by_file_field_and_value(tmp_path: Path) -> None:
+    good = ROOT / "cases/baichuan2_13b/records/published_H800x2x8_base.json"
+    bad = tmp_path / "r.json"
+    bad.write_text(good.read_text(encoding="utf-8").replace('"H800x2x8"', '"H800"'), encoding="utf-8")
+    with pytest.raises(UsageError) as error:
+        read_record(bad)
+    assert f"{bad}: topology: 'H800' is not a Topology" in error.value.what
+    assert error.value.fix == "correct r.json"

@@ -1,0 +1,190 @@
+"""Whole runs on the CPU, through the command line: what they leave behind when they end well, and when not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("torch")
+
+from core.launch import RUN_DIR_VARIABLE
+from core.record import read_record
+from schemas.record import Record
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "model.hidden_size=32", "model.intermediate_size=48", "model.num_layers=2", "model.num_heads=2",
+    "model.num_kv_heads=2", "sequence_length=32", "measure.warmup_steps=2", "measure.steps=4",
+    "data.generated_sequences=64",
+)  # fmt: skip
+
+
+def command(tmp_path: Path, *more: str, case: str = "llama2_7b") -> list[str]:
+    sets = [part for value in TINY for part in ("--set", value)]
+    return ["-m", "core.run", f"cases/{case}", "--config", "CPUx1x2", *sets, "--out", str(tmp_path), *more]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return os.environ | {"ACCELMARK_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+
+
+def run(tmp_path: Path, *more: str, **options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command(tmp_path, *more, **options)],
+        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def only_run_dir(tmp_path: Path) -> Path:
+    (folder,) = tmp_path.glob("*-CPUx1x*")
+    return folder
+
+
+def only_record(tmp_path: Path) -> Record:
+    return read_record(only_run_dir(tmp_path) / "record.json")
+
+
+def workers_of(run_dir: Path) -> list[int]:
+    """Processes that were started for ``run_dir`` and are still there."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(RUN_DIR_VARIABLE) == str(run_dir) and process.status() != "zombie":
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_a_run_leaves_plan_events_record_report_and_plots(tmp_path: Path) -> None:
+    done = run(tmp_path, "--engine", "torch", "--json")
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads(done.stdout)
+    run_dir, record = only_run_dir(tmp_path), only_record(tmp_path)
+    assert Record.model_validate_json(json.dumps(told)) == record
+    assert {"plan.json", "record.json", "report.md", "loss.svg", "throughput.svg", "memory.svg"} <= {
+        file.name for file in run_dir.iterdir()
+    }
+    assert len(list((run_dir / "events").iterdir())) == 2
+    assert record.status == "ok"
+    assert record.scaled_down
+    assert not record.official
+    assert record.data == "generated"
+    assert record.throughput is not None
+    assert record.throughput.measured_steps == 4
+    assert record.parameters is not None
+    assert record.parameters.trainable == record.parameters.total
+    assert len(record.loss.curve) == 6
+    assert record.tokens_trained == 6 * 4 * 2 * 2 * 32
+    assert record.mfu.palm is None
+    assert record.mfu.missing
+    assert record.environment["torch"]
+    assert record.command is not None
+    assert record.command.startswith("python -m core.run cases/llama2_7b")
+    assert "measure step 6/6" in done.stderr
+    assert "\x1b[" not in done.stderr
+
+
+@pytest.mark.deepspeed
+def test_the_default_job_under_deepspeed_learns(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    done = subprocess.run(
+        [sys.executable, "-m", "core.run", "cases/baichuan2_13b", "--config", "CPUx1x2", "--out", str(tmp_path)],
+        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = only_record(tmp_path)
+    assert (record.engine, record.status, record.official) == ("deepspeed", "ok", True)
+    assert record.loss.first is not None
+    assert record.loss.last is not None
+    assert record.loss.last < record.loss.first / 2
+    assert not record.rankable
+
+
+def test_under_torchrun_every_process_is_a_rank_and_rank_0_builds_the_record(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", *command(tmp_path, "--engine", "torch", "--json")],
+        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads(done.stdout)
+    assert told["status"] == "ok"
+    assert only_record(tmp_path).id == told["id"]
+    assert len(list((only_run_dir(tmp_path) / "events").iterdir())) == 2
+
+
+FAULTS = {
+    "oom": ("model.intermediate_size=4000000000", "oom", "memory"),
+    "nan": ("learning_rate=1e38", "nan", "loss is nan"),
+    "raises": ("weights=no/such/folder", "crashed", "no/such/folder"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failing_run_leaves_a_record_with_the_reason(fault: str, tmp_path: Path) -> None:
+    setting, status, words = FAULTS[fault]
+    done = run(tmp_path, "--engine", "torch", "--set", setting, "--set", "clip_grad_norm=0")
+    record = only_record(tmp_path)
+    assert record.status == status, record.reason
+    assert record.reason is not None
+    assert words in record.reason
+    assert record.reason.startswith("rank ")
+    assert "\n" not in record.reason
+    assert done.returncode == 1
+    assert f"{status}: rank" in done.stderr
+    assert workers_of(only_run_dir(tmp_path)) == []
+    assert (only_run_dir(tmp_path) / "report.md").read_text(encoding="utf-8").count(status)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_everything_and_keeps_what_was_measured(times: int, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *command(tmp_path, "--engine", "torch", "--set", "measure.steps=1000000")],
+        cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "measure step" in line:
+            break
+    assert len(workers_of(only_run_dir(tmp_path))) == 3, "two ranks and their agent"
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    record = only_record(tmp_path)
+    assert record.status == "interrupted"
+    assert record.reason is not None
+    assert record.reason.startswith("interrupted after step")
+    assert len(record.loss.curve) >= 2
+    assert workers_of(only_run_dir(tmp_path)) == []
+
+
+def test_a_killed_rank_is_named(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, *command(tmp_path, "--engine", "torch", "--set", "measure.steps=1000000")],
+        cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "measure step" in line:
+            break
+    events = (only_run_dir(tmp_path) / "events" / "rank00001.jsonl").read_text(encoding="utf-8").splitlines()
+    pid = next(event["pid"] for event in map(json.loads, events) if event["kind"] == "device")
+    os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    record = only_record(tmp_path)
+    assert record.status == "crashed"
+    assert record.reason is not None
+    assert "rank 1" in record.reason
+    assert workers_of(only_run_dir(tmp_path)) == []
