@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from hypothesis import settings
 
 # Tests run beside each other on few cores: how long an example takes says nothing about the code.
 settings.register_profile("accelmark", deadline=None)
 settings.load_profile("accelmark")
+
+
+def python_path(*first: Path) -> str:
+    """PYTHONPATH for a subprocess: ``first``, this checkout, and what this process was given."""
+    given = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([*map(str, first), str(Path(__file__).parents[1]), *([given] if given else [])])

@@ -16,6 +16,8 @@ import pytest
 HAS_PIP = any(distribution.name == "pip" for distribution in metadata.distributions())
 pytestmark = pytest.mark.skipif(not HAS_PIP, reason="pip is not installed")
 
+from tests.conftest import python_path
+
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = "1.2.3"
 PLUGIN = '''
@@ -86,7 +88,7 @@ def site(tmp_path_factory) -> Path:
 
 def accelmark(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run ``python -m core ...`` in an environment that has the wheel."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+    environment = {**os.environ, "PYTHONPATH": python_path(site)}
     line = [sys.executable, "-m", "core", *arguments]
     return subprocess.run(line, env=environment, cwd=site, capture_output=True, text=True, check=False)
 

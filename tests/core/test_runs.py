@@ -18,6 +18,7 @@ pytest.importorskip("torch")
 from core.launch import RUN_DIR_VARIABLE
 from core.record import read_record
 from schemas.record import Record
+from tests.conftest import python_path
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -33,7 +34,7 @@ def command(tmp_path: Path, *more: str, case: str = "llama2_7b") -> list[str]:
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
-    return os.environ | {"ACCELMARK_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    return os.environ | {"ACCELMARK_CACHE": str(tmp_path / "cache"), "PYTHONPATH": python_path()}
 
 
 def run(tmp_path: Path, *more: str, **options: str) -> subprocess.CompletedProcess[str]:

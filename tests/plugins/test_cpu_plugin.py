@@ -11,6 +11,7 @@ from core.plugins import select
 from plugins import cpu
 from plugins.cpu import memory
 from schemas.chip import Device
+from tests.conftest import python_path
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = Device(torch_device="cpu", index=0, name="a CPU", collective_backend="gloo", math_mode={})
@@ -133,7 +134,7 @@ def test_deepspeed_trains_on_the_cpu_and_calls_no_compiler(tmp_path):
         tool.write_text(f'#!/bin/sh\necho "$0 $*" >> "{calls}"\nexit 1\n', encoding="utf-8")
         tool.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DS_", "CC", "CXX"))}
-    environment = {**kept, "PATH": str(tools), "PYTHONPATH": str(ROOT), "LOCAL_RANK": "0", "RANK": "0"}
+    environment = {**kept, "PATH": str(tools), "PYTHONPATH": python_path(), "LOCAL_RANK": "0", "RANK": "0"}
     environment |= {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "WORLD_SIZE": "1"}
     result = subprocess.run(
         [sys.executable, "-c", TRAIN], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import python_path
+
 ROOT = Path(__file__).parents[3]
 RunJob = Callable[..., dict[str, Any]]
 
@@ -40,7 +42,7 @@ def run_job(tmp_path: Path) -> RunJob:
             "store": str(store),
         }
         command = [sys.executable, str(Path(__file__).with_name("job.py")), json.dumps(job)]
-        base = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+        base = os.environ | {"PYTHONPATH": python_path(), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
         base["ACCELMARK_CACHE"] = str(tmp_path)
         ranks = [
             subprocess.Popen(
