@@ -59,7 +59,8 @@ def main(job: dict[str, object]) -> None:
         "model.hidden_size": 32, "model.intermediate_size": 48, "model.num_layers": 2, "model.num_heads": 4,
         "model.num_kv_heads": 4, "model.vocab_size": VOCABULARY, "sequence_length": LENGTH,
         "local_batch_size": 2, "gradient_accumulation_steps": GLOBAL_BATCH // world // 2,
-        "learning_rate": 1e-2, "clip_grad_norm": 0.5, "lr_warmup_steps": 2, "schedule": "cosine", "schedule_steps": 20,
+        "learning_rate": 1e-2, "clip_grad_norm": 0.5,
+        "lr_warmup_steps": 2, "schedule": "cosine", "schedule_steps": 20,
     } | dict(job["sets"])  # type: ignore[call-overload]  # fmt: skip
     loaded = cases.resolve(str(job["case"]))
     config = loaded.config("CPUx1x2")

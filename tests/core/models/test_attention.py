@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from core.errors import UsageError  # noqa: E402
-from core.models.attention import alibi_slopes, build_context  # noqa: E402
+from core.errors import UsageError
+from core.models.attention import alibi_slopes, build_context
 
 pytestmark = pytest.mark.timeout(120)
 CPU = torch.device("cpu")

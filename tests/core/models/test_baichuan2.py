@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from core.models.baichuan2 import Baichuan2  # noqa: E402
+from core.models.baichuan2 import Baichuan2
 
 pytestmark = pytest.mark.timeout(120)
 LAYERS, HEADS = 3, 6

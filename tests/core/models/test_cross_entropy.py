@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from core.models import cross_entropy as module  # noqa: E402
-from core.models.cross_entropy import chunked_cross_entropy, full_cross_entropy  # noqa: E402
+from core.models import cross_entropy as module
+from core.models.cross_entropy import chunked_cross_entropy, full_cross_entropy
 
 pytestmark = pytest.mark.timeout(120)
 TOKENS, HIDDEN, VOCABULARY = 23, 16, 31

@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from core.errors import UsageError  # noqa: E402
-from core.models.initialise import (  # noqa: E402
+from core.errors import UsageError
+from core.models.initialise import (
     count_parameters,
     initialise_random,
     load_safetensors,

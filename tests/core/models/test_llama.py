@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from core.models.llama import Llama2  # noqa: E402
+from core.models.llama import Llama2
 
 pytestmark = pytest.mark.timeout(120)
 LAYERS = 3
