@@ -103,12 +103,24 @@ def _fitting(loaded: LoadedCase, present: Present) -> Config | None:
 
 def require_packages(engine: EngineSpec) -> None:
     """DeviceError unless what the engine imports is installed."""
-    missing = [name for name in engine.packages if importlib.util.find_spec(name) is None]
+    missing = missing_packages(engine)
     if missing:
         raise DeviceError(
             f"engine {engine.name} needs {' and '.join(missing)}, not installed for {sys.executable}",
             "pip install 'accelmark[train]' (or 'accelmark[deepspeed]'), or take another engine with --engine",
         )
+
+
+def missing_packages(engine: EngineSpec) -> list[str]:
+    """What ``engine`` imports and is not installed; nothing is imported but packages around a module."""
+    return [name for name in engine.packages if not _is_there(name)]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is missing, too
+        return False
 
 
 def require_chips(request: Request) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import platform
 import re
 import shutil
@@ -19,6 +18,7 @@ from core import plugins
 from core.cli import print_json
 from core.engines.catalog import ENGINES
 from core.launch import ROOT
+from core.selection import missing_packages
 
 LOWEST_TORCH = (2, 6)
 
@@ -57,7 +57,7 @@ def _python() -> Iterator[Check]:
 
 def _engines() -> Iterator[Check]:
     for engine in ENGINES:
-        missing = [name for name in engine.packages if importlib.util.find_spec(name) is None]
+        missing = missing_packages(engine)
         if missing:
             text = f"needs {', '.join(missing)}: pip install 'accelmark[train]' and the engine's extra"
             yield Check(f"engine {engine.name}", "note", text)

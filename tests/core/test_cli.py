@@ -244,6 +244,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "core", "list", "configs", "--json"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},  # so that most is written when the command has ended
     )  # fmt: skip
     assert process.stdout is not None
     process.stdout.close()

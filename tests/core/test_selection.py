@@ -151,10 +151,10 @@ def test_a_machine_with_enough_chips_is_accepted(
 
 
 def test_an_engine_needs_its_packages() -> None:
-    engine = replace(engine_spec("deepspeed"), packages=("json", "not_there_at_all", "nor_this"))
+    engine = replace(engine_spec("deepspeed"), packages=("json.decoder", "not_there_at_all", "nor.this"))
     with pytest.raises(DeviceError) as error:
         require_packages(engine)
-    assert error.value.what.startswith("engine deepspeed needs not_there_at_all and nor_this, not installed for ")
+    assert error.value.what.startswith("engine deepspeed needs not_there_at_all and nor.this, not installed for ")
     assert "accelmark[deepspeed]" in error.value.fix
     require_packages(replace(engine, packages=("json",)))
 
