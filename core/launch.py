@@ -32,8 +32,13 @@ def command(topology: Topology, words: Sequence[str]) -> tuple[str, ...]:
 
 
 def shell_line(plan: Plan) -> str:
-    """The launch line as one would type it, environment first."""
+    """The launch line as one would type it, environment first.
+
+    On one node the workers read the plan from a run folder, which has to be put in for ``RUN_FOLDER``.
+    """
     assignments = [f"{key}={shlex.quote(value)}" for key, value in plan.launch_env.items()]
+    if plan.topology.nodes == 1:
+        assignments.append(f"{RUN_DIR_VARIABLE}=RUN_FOLDER")
     words = [word if word.startswith("$MASTER_ADDR") else shlex.quote(word) for word in plan.launch]
     return " ".join(assignments + words)
 

@@ -17,6 +17,7 @@ from core.engines.catalog import engine_spec
 from core.errors import UsageError
 from core.launch import shell_line
 from core.launcher import launch_run
+from core.plan import Request
 from core.record import write_record
 from core.selection import Selection
 from core.worker import PLAN_FILE
@@ -35,9 +36,9 @@ class Options:
     out: Path = Path("runs")
 
 
-def plans(options: Options, world: tuple[int, int] | None = None) -> list[Plan]:
+def plans(options: Options, console: Console, world: tuple[int, int] | None = None) -> list[Plan]:
     """The plans of every run that the options select."""
-    return [planning.build(request) for request in selection.choose(options.selection, world)]
+    return [planning.build(request) for request in _choose(options, console, world)]
 
 
 def run(options: Options, console: Console) -> list[Record]:
@@ -45,7 +46,7 @@ def run(options: Options, console: Console) -> list[Record]:
 
     An interrupted run ends the series. Raises before anything starts when a plan or the machine cannot be.
     """
-    requests = selection.choose(options.selection)
+    requests = _choose(options, console)
     planned = [planning.build(request) for request in requests]
     for request, plan in zip(requests, planned, strict=True):
         if plan.topology.nodes > 1:
@@ -61,6 +62,10 @@ def run(options: Options, console: Console) -> list[Record]:
         if records[-1].status == "interrupted":
             break
     return records
+
+
+def _choose(options: Options, console: Console, world: tuple[int, int] | None = None) -> list[Request]:
+    return selection.choose(options.selection, lambda message: console.print(f"warning: {message}"), world)
 
 
 def _run_one(plan: Plan, out: Path, console: Console) -> Record:

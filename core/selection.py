@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from core import plugins
@@ -41,15 +42,22 @@ def parse_sets(assignments: list[str]) -> dict[str, OverrideValue]:
     return sets
 
 
-def choose(selection: Selection, world: tuple[int, int] | None = None) -> list[Request]:
-    """The runs to plan: of the named config, else of the one that fits this machine, else of the CPU default."""
+def choose(
+    selection: Selection, warn: Callable[[str], None], world: tuple[int, int] | None = None
+) -> list[Request]:
+    """The runs to plan: of the named config, else of the one that fits this machine, else of the CPU default.
+
+    ``warn`` is told of vendors that could not look for their chips, which may be here all the same.
+    """
     loaded = resolve(selection.case)
-    config, vendor = _config_and_vendor(loaded, selection)
+    config, vendor = _config_and_vendor(loaded, selection, warn)
     runs = [config.run(selection.run)] if selection.run else list(config.value.runs)
     return [Request(loaded, config, run, vendor, selection.engine, selection.sets, world) for run in runs]
 
 
-def _config_and_vendor(loaded: LoadedCase, selection: Selection) -> tuple[Config, Vendor]:
+def _config_and_vendor(
+    loaded: LoadedCase, selection: Selection, warn: Callable[[str], None]
+) -> tuple[Config, Vendor]:
     if selection.config:
         config = loaded.config(selection.config)
         wanted = selection.vendor or config.value.vendor
@@ -61,7 +69,9 @@ def _config_and_vendor(loaded: LoadedCase, selection: Selection) -> tuple[Config
         return config, plugins.select(wanted)
     if selection.vendor:
         return _for_vendor(loaded, plugins.select(selection.vendor))
-    present, _ = plugins.probe_all()
+    present, failed = plugins.probe_all()
+    for name, reason in failed.items():
+        warn(f"vendor {name} could not look for its chips: {reason}")
     for found in sorted(present, key=_is_reference):  # the CPU only where nothing else has a config
         if fitting := _fitting(loaded, found):
             return fitting, found.vendor

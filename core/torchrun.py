@@ -30,7 +30,7 @@ def run(options: runner.Options, console: Console) -> tuple[list[Record], int]:
     from torch.distributed.rendezvous import rendezvous
 
     rank = Rank.from_environment()
-    planned = runner.plans(options, _world(rank))
+    planned = runner.plans(options, console, _world(rank))
     store, _, _ = next(rendezvous("env://", rank.rank, rank.world_size))
     records: list[Record] = []
     for number, plan in enumerate(planned):

@@ -42,7 +42,7 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
     )
     options = runner.Options(selection, arguments.out)
     if arguments.dry_run:
-        return _show_plans(options, as_json=arguments.json)
+        return _show_plans(options, console, as_json=arguments.json)
     if torchrun.is_worker():
         records, code = torchrun.run(options, console)
     else:
@@ -57,16 +57,16 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
     return code
 
 
-def _show_plans(options: runner.Options, *, as_json: bool) -> int:
-    plans = runner.plans(options)
+def _show_plans(options: runner.Options, console: Console, *, as_json: bool) -> int:
+    plans = runner.plans(options, console)
     if as_json:
         print_json([plan.model_dump(mode="json") for plan in plans])
         return 0
     from core.commands.tables import plan_table
     from core.launch import shell_line
 
-    console = new_console()
+    stdout = new_console()
     for plan in plans:
-        console.print(plan_table(plan))
-        console.print("launch:", shell_line(plan), soft_wrap=True)
+        stdout.print(plan_table(plan))
+        stdout.print("launch:", shell_line(plan), soft_wrap=True)
     return 0

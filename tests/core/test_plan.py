@@ -230,7 +230,7 @@ def test_the_engine_is_the_configs_the_runs_or_the_command_lines(
     assert (plan.engine, plan.origins["engine"]) == ("torch", "--engine")
     with pytest.raises(UsageError, match="unknown engine 'jax'") as error:
         planning.build(planning.Request(**(vars(request) | {"engine": "jax"})))
-    assert error.value.fix == "use one of: torch, deepspeed"
+    assert error.value.fix.startswith("use one of: torch, deepspeed")
 
 
 def test_a_changed_model_is_scaled_down(make_plan: MakePlan) -> None:
@@ -275,6 +275,7 @@ def test_the_launch_line_of_one_node_starts_torchs_launcher_here(make_plan: Make
         "python", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
         "--nproc-per-node", "4", "-m", "core.worker",
     )  # fmt: skip
+    assert shell_line(plan) == f"ACCELMARK_RUN_DIR=RUN_FOLDER {' '.join(plan.launch)}"
 
 
 def test_the_launch_line_of_several_nodes_plans_the_same_there(make_plan: MakePlan) -> None:

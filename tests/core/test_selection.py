@@ -48,7 +48,7 @@ def machine(toy: Case, make_vendor: MakeVendor, monkeypatch: pytest.MonkeyPatch)
 
 
 def chosen(**options: Any) -> list[tuple[str, str]]:
-    return [(request.config.value.name, request.run.id) for request in choose(Selection("toy", **options))]
+    return [(request.config.value.name, request.run.id) for request in choose(Selection("toy", **options), print)]
 
 
 CPU = config("REFx1x2", "cpu")
@@ -122,7 +122,7 @@ def test_a_case_without_a_config_for_this_machine_is_an_error(machine: Callable[
 def test_options_travel_with_the_request(machine: Callable[..., None]) -> None:
     machine([config("X1x1x8")], acme=[seen("X1", 8)])
     options = Selection("toy", engine="deepspeed", sets={"seed": "1"})
-    (request,) = choose(options, world=(1, 8))
+    (request,) = choose(options, print, world=(1, 8))
     assert (request.engine, request.sets, request.world) == ("deepspeed", {"seed": "1"}, (1, 8))
 
 
@@ -189,3 +189,13 @@ def test_none_takes_back_what_a_config_set_and_stays_a_value_elsewhere(make_plan
     planned = make_plan(defaults=given, sets=parse_sets(["schedule_steps=none", "offload=none"]))
     assert planned.hyper_parameters.schedule_steps is None
     assert planned.hyper_parameters.offload == "none"
+
+
+def test_a_vendor_that_cannot_look_for_its_chips_is_not_passed_over_silently(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("core.plugins.probe_all", lambda: ((), {"acme": "driver and library do not fit"}))
+    told: list[str] = []
+    with pytest.raises(UsageError, match="has no config for this machine"):
+        choose(Selection("llama2_7b"), told.append)
+    assert told == ["vendor acme could not look for its chips: driver and library do not fit"]
