@@ -10,8 +10,8 @@ from schemas.hyperparameters import HyperParameters
 def deepspeed_config(hp: HyperParameters) -> dict[str, Any]:
     """The configuration for ``deepspeed.initialize``.
 
-    The global batch size is left to DeepSpeed (micro-batch × GAS × DP). Gradients accumulate and are reduced in
-    fp32 whatever the parameters are kept in, as the precision table promises.
+    The global batch size is left to DeepSpeed (micro-batch × GAS × DP). Gradients are reduced in fp32 whatever the
+    parameters are kept in, as the precision table promises.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": hp.local_batch_size,
@@ -24,7 +24,9 @@ def deepspeed_config(hp: HyperParameters) -> dict[str, Any]:
         "communication_data_type": "fp32",
         "steps_per_print": 1_000_000_000,
     }
-    if hp.zero_stage > 0:  # at stage 0 DeepSpeed accumulates in the parameters' own type, and takes no other
+    if hp.zero_stage >= 2:
+        # Sharded accumulators are cheap. Below, every rank holds all of them: in fp32 they would cost 4 more bytes
+        # a parameter (Baichuan2-13B did not fit one H200), so they keep the parameters' type, DeepSpeed's default.
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     if hp.precision == "bf16":
         config["bf16"] = {"enabled": True}

@@ -118,10 +118,10 @@ def test_only_the_swapped_cells_are_kept_as_published() -> None:
 @pytest.mark.parametrize("case", SHEETS.values())
 def test_published_records_say_what_they_are(case: str) -> None:
     _, records = load(case)
-    for record in records.values():
-        assert (record.source, record.status, record.weights, record.data) == (
-            "published", "ok", "pretrained", "openwebtext",
-        )  # fmt: skip
+    published = [record for record in records.values() if record.source == "published"]
+    assert published
+    for record in published:
+        assert (record.status, record.weights, record.data) == ("ok", "pretrained", "openwebtext")
         assert record.plan is None
         assert record.rankable
 

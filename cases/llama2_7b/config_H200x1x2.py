@@ -1,0 +1,18 @@
+"""Two H200 of one node: the published recipe under DeepSpeed, and FSDP2 without checkpointing."""
+
+from schemas.case import HardwareConfig, Run
+
+CONFIG = HardwareConfig(
+    vendor="nvidia",
+    topology="H200x1x2",
+    engine="torch",
+    defaults={"precision": "bf16"},
+    runs=(
+        Run(
+            id="published",
+            engine="deepspeed",
+            fix_hp={"zero_stage": 3, "attention": "sdpa", "activation_checkpointing": "full"},
+        ),
+        Run(id="tuned", fix_hp={"zero_stage": 3, "attention": "sdpa", "compile": True, "loss": "chunked"}),
+    ),
+)
