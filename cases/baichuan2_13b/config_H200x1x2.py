@@ -1,7 +1,7 @@
 """Two H200 of one node: FSDP2 with fused ALiBi attention.
 
-The published recipe (ZeRO-1) would take 129 GiB a chip before activations: 4 bytes a parameter for bf16 weights and
-gradients, and half of the optimizer's 12.
+The published recipe (ZeRO-1) would take 129 GiB a chip before activations: 4 bytes a parameter for weights and
+gradients in bf16, and half of the optimizer's 12.
 """
 
 from schemas.case import HardwareConfig, Run

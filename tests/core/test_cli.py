@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -116,12 +115,13 @@ def test_without_torch_a_run_says_what_to_install() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["list"]])
 def test_help_and_list_answer_at_once(words: list[str]) -> None:
     times_s = []
-    for _ in range(10):  # the best of several, since other work shares the machine
-        started = time.perf_counter()
+    for _ in range(5):
+        before = os.times()
         assert python("-m", "core", *words).returncode == 0
-        times_s.append(time.perf_counter() - started)
-        if len(times_s) >= 5 and min(times_s) < QUICK_S:
-            break
+        after = os.times()
+        # Processor time, which other work on the machine does not stretch; nothing here waits for anything else.
+        spent = after.children_user - before.children_user + after.children_system - before.children_system
+        times_s.append(spent)
     assert min(times_s) < QUICK_S
 
 
