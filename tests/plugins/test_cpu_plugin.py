@@ -93,6 +93,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 torch.set_num_threads(1)
+torch.manual_seed(0)
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 from plugins import cpu
 cpu.prepare_engine(SimpleNamespace(engine="deepspeed"))
@@ -105,7 +106,7 @@ config = {
     "zero_allow_untested_optimizer": True,
     "zero_force_ds_cpu_optimizer": False,
 }
-optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
 losses = []
 for _ in range(3):
