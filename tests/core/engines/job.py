@@ -94,3 +94,5 @@ def main(job: dict[str, object]) -> None:
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)  # threads of native libraries have been seen to abort an interpreter that shuts down
