@@ -227,6 +227,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if code != 0:
-        os._exit(code)  # a failed rank must not wait for collectives that will never complete
-    sys.exit(code)
+    # A failed rank must not wait for collectives that will never complete, and threads of native libraries have been
+    # seen to abort an interpreter that shuts down in good order.
+    os._exit(code)
