@@ -33,7 +33,7 @@ class HyperParameters(Schema):
 
     tensor_parallel: PositiveInt = 1
     pipeline_parallel: PositiveInt = 1
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """What data parallel ranks shard: 0 nothing, 1 optimizer state, 2 + gradients, 3 + parameters."""
     offload: Literal["none", "optimizer"] = "none"
     """Keep the optimizer state in host memory (engine deepspeed)."""

@@ -13,6 +13,7 @@ from core.cases import resolve
 from core.errors import UsageError
 from core.launch import shell_line
 from core.plugins import Vendor
+from core.selection import parse_sets
 from schemas.case import Case
 from schemas.hyperparameters import HyperParameters
 from schemas.plan import Plan
@@ -79,7 +80,7 @@ def test_a_setting_like_no_other_is_answered_with_all(make_plan: MakePlan) -> No
          f"{CONFIG}: measure.steps: Input should be greater than 0 (got 0)",
          f"correct measure.steps in {CONFIG}"),
         ({"run": {"fix_hp": {"zero_stage": 4}}},
-         f"{RUN}: zero_stage: Input should be 0, 1, 2 or 3 (got 4)", f"correct zero_stage in {RUN}"),
+         f"{RUN}: zero_stage: Input should be less than or equal to 3 (got 4)", f"correct zero_stage in {RUN}"),
         ({"sets": {"data.description": "web"}}, "--set: data.description: ", "correct data.description in --set"),
         ({"defaults": {"model.hidden_size": 66}, "sets": {"model.num_heads": "4"}},
          f"{CONFIG}, --set: model: hidden_size 66 is not a multiple of num_heads 4",
@@ -322,3 +323,9 @@ def test_what_a_case_leaves_out_is_the_default(toy: Case, make_plan: MakePlan) -
         if name not in given | {"zero_stage"}:
             assert getattr(plan.hyper_parameters, name) == field.default
             assert plan.origins[name] == "default"
+
+
+def test_settings_of_every_type_can_be_given_as_text(make_plan: MakePlan) -> None:
+    sets = {"zero_stage": "2", "compile": "true", "learning_rate": "3e-4", "schedule_steps": "none", "seed": "7"}
+    hp = make_plan(sets=parse_sets([f"{key}={value}" for key, value in sets.items()])).hyper_parameters
+    assert (hp.zero_stage, hp.compile, hp.learning_rate, hp.schedule_steps, hp.seed) == (2, True, 3e-4, None, 7)
