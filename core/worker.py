@@ -227,6 +227,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # A failed rank must not wait for collectives that will never complete; and native threads have been seen to abort
-    # an interpreter that shut down in good order.
+    # A failed rank must not wait for collectives that will never complete; and native threads have been seen to
+    # abort an interpreter that shut down in good order.
     os._exit(code)
