@@ -27,7 +27,7 @@ def command(topology: Topology, words: Sequence[str]) -> tuple[str, ...]:
     return (
         "torchrun", "--nnodes", str(topology.nodes), "--nproc-per-node", str(topology.chips_per_node),
         "--rdzv-backend", "c10d", "--rdzv-endpoint", "$MASTER_ADDR:29400", "--rdzv-id", "accelmark",
-        "-m", "core.run", *words,
+        "-m", "--", "core.run", *words,  # without the dashes torchrun takes `--run` for its own `--run-path`
     )  # fmt: skip
 
 

@@ -276,7 +276,7 @@ def test_a_dry_run_prints_settings_with_origins_and_the_launch_line(call: Call) 
     (launch,) = (line for line in out.splitlines() if line.startswith("launch: "))
     assert launch.endswith(
         "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint $MASTER_ADDR:29400 "
-        "--rdzv-id accelmark -m core.run baichuan2_13b --config H800x2x8 --run gas64 --set seed=7"
+        "--rdzv-id accelmark -m -- core.run baichuan2_13b --config H800x2x8 --run gas64 --set seed=7"
     )
 
 

@@ -283,7 +283,7 @@ def test_the_launch_line_of_several_nodes_plans_the_same_there(make_plan: MakePl
     plan = make_plan(sets=sets, engine="deepspeed")
     assert shell_line(plan) == (
         "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint $MASTER_ADDR:29400 "
-        "--rdzv-id accelmark -m core.run toy --config X1x2x8 --run base --set local_batch_size=2 "
+        "--rdzv-id accelmark -m -- core.run toy --config X1x2x8 --run base --set local_batch_size=2 "
         "--set 'data.path=/my data' --set schedule_steps=none"
     )
 
@@ -293,7 +293,7 @@ def test_the_launch_line_of_several_nodes_keeps_the_chosen_engine(
 ) -> None:
     request = make_request(defaults={"zero_stage": 2})
     plan = planning.build(planning.Request(**(vars(request) | {"engine": "torch"})))
-    assert shell_line(plan).endswith("-m core.run toy --config X1x2x8 --run base --engine torch")
+    assert shell_line(plan).endswith("-m -- core.run toy --config X1x2x8 --run base --engine torch")
 
 
 def test_another_launcher_must_have_started_the_planned_ranks(make_plan: MakePlan) -> None:
@@ -329,3 +329,12 @@ def test_settings_of_every_type_can_be_given_as_text(make_plan: MakePlan) -> Non
     sets = {"zero_stage": "2", "compile": "true", "learning_rate": "3e-4", "schedule_steps": "none", "seed": "7"}
     hp = make_plan(sets=parse_sets([f"{key}={value}" for key, value in sets.items()])).hyper_parameters
     assert (hp.zero_stage, hp.compile, hp.learning_rate, hp.schedule_steps, hp.seed) == (2, True, 3e-4, None, 7)
+
+
+def test_torchrun_hands_over_every_word_of_the_launch_line(make_plan: MakePlan) -> None:
+    """torchrun's parser takes a word that begins like one of its own options, unless it is told where they end."""
+    run = pytest.importorskip("torch.distributed.run")
+    line = make_plan().launch
+    given = run.get_args_parser().parse_args(list(line[1:]))
+    assert (given.training_script, given.run_path) == ("core.run", False)
+    assert given.training_script_args == ["toy", "--config", "X1x2x8", "--run", "base"]
