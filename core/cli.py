@@ -26,6 +26,7 @@ VERBS = {
     "validate": "check cases, their configs, reports and records",
     "prepare": "turn text into a token file that runs can read",
     "report": "render a case's README, or rebuild a run's record and report",
+    "align": "hold a run's curves against a reference curve, or keep them as one",
     "doctor": "look for what would keep a run from working here",
 }
 

@@ -14,6 +14,11 @@ class DeviceClock:
     def __init__(self, device: torch.device) -> None:
         self._module: Any = None if device.type == "cpu" else torch.get_device_module(device)
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the host may run ahead of the device."""
+        return self._module is not None
+
     def mark(self) -> Any:
         """A point in the device's queue."""
         if self._module is None:

@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from core import hookimpl
+from core.engines.catalog import engine_spec
 from schemas.chip import Device, MemoryReading
 from schemas.units import GIB
 
 if TYPE_CHECKING:
-    from core.models.decoder import Decoder
     from schemas.plan import Plan
 
 
 @hookimpl(trylast=True)
-def build_model(plan: Plan) -> Decoder:
-    """The case's own model, from its ``factory``, on the meta device."""
-    module, _, name = plan.model.factory.partition(":")
-    factory: Callable[..., Decoder] = getattr(importlib.import_module(module), name)
-    with torch.device("meta"):
-        return factory(plan.model, plan.hyper_parameters)
+def build_model(plan: Plan, stage: int) -> torch.nn.Module:
+    """The stage's model as the plan's engine takes it: for most, the case's own model on the meta device."""
+    module, _, name = engine_spec(plan.engine).model_builder.partition(":")
+    builder: Callable[[Plan, int], torch.nn.Module] = getattr(importlib.import_module(module), name)
+    return builder(plan, stage)
 
 
 @hookimpl(trylast=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -30,10 +32,54 @@ def describe() -> dict[str, str]:
         "os": _os(),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "container": container() or "none seen",
+        "network": network(),
     }
     facts |= {name: version for name in LIBRARIES if (version := _version(name))}
-    facts |= {f"env {name}": os.environ[name] for name in VARIABLES if name in os.environ}
+    return facts | variables(VARIABLES)
+
+
+def variables(names: Iterable[str]) -> dict[str, str]:
+    """Those of ``names`` that are set, as records hold them; for plugins, which add variables of their own."""
+    return {f"env {name}": os.environ[name] for name in names if name in os.environ}
+
+
+def told(readers: Mapping[str, Callable[[], object]]) -> dict[str, str]:
+    """What each reader answers, as text; without those that answer None or fail, as vendors' libraries may."""
+    facts = {}
+    for name, read in readers.items():
+        try:
+            value = read()
+        except Exception:
+            continue
+        if value is not None:
+            facts[name] = str(value)
     return facts
+
+
+def container() -> str | None:
+    """The kind of container that this process runs in, by the marks that each leaves; None without any."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        return "kubernetes"
+    if "APPTAINER_CONTAINER" in os.environ or "SINGULARITY_CONTAINER" in os.environ:
+        return "apptainer"
+    marks = {"docker": "/.dockerenv", "podman": "/run/.containerenv"}
+    return next((kind for kind, mark in marks.items() if Path(mark).exists()), None)
+
+
+def network() -> str:
+    """The interfaces that are up, with their speed where the driver tells; InfiniBand ports with their rate."""
+    found = []
+    for name, state in sorted(psutil.net_if_stats().items()):
+        if state.isup and name != "lo":
+            found.append(f"{name} {state.speed} Mb/s" if state.speed else name)
+    for rate in sorted(Path("/sys/class/infiniband").glob("*/ports/*/rate")):
+        try:
+            found.append(f"{rate.parts[4]} port {rate.parts[6]} {rate.read_text(encoding='ascii').strip()}")
+        except OSError:
+            continue
+    return ", ".join(found) or "loopback only"
 
 
 def _machine() -> str:

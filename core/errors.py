@@ -35,3 +35,9 @@ class DeviceError(AccelMarkError):
     """A plugin, package or device that is not available."""
 
     exit_code: ClassVar[int] = 3
+
+
+class ThresholdError(AccelMarkError):
+    """A comparison that could be made, and that failed."""
+
+    exit_code: ClassVar[int] = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,34 @@ from schemas.base import explain
 FOLDER = "events"
 
 
+def event_file(run_dir: Path, rank: int) -> Path:
+    """Where ``rank`` writes its events."""
+    return run_dir / FOLDER / f"rank{rank:05d}.jsonl"
+
+
 class EventLog:
     """Appends this rank's events, one JSON line each, flushed at once; safe to call from several threads."""
 
     def __init__(self, run_dir: Path, rank: int) -> None:
-        folder = run_dir / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
+        path = event_file(run_dir, rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.listener: Callable[[ev.Event], None] | None = None
+        """Is told every event of this rank."""
         self._rank = rank
-        self._started = time.monotonic()
+        # The wall clock is read once: one that jumps later neither disorders events nor bends durations.
+        self._started_unix_s, self._started = time.time(), time.monotonic()
         self._lock = threading.Lock()
-        self._file = (folder / f"rank{rank:05d}.jsonl").open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
 
     def emit(self, kind: type[Any], **fields: Any) -> None:
         """Write one event of class ``kind``."""
         elapsed = time.monotonic() - self._started
-        event = kind(time_unix_s=time.time(), elapsed_s=elapsed, rank=self._rank, **fields)
+        event = kind(time_unix_s=self._started_unix_s + elapsed, elapsed_s=elapsed, rank=self._rank, **fields)
         with self._lock:
             self._file.write(event.model_dump_json() + "\n")
             self._file.flush()
+        if self.listener is not None:
+            self.listener(event)
 
     def close(self) -> None:
         """Close the file."""

@@ -17,7 +17,6 @@ from core import HOOK_PROJECT
 if TYPE_CHECKING:
     import torch
 
-    from core.models.decoder import Decoder
     from schemas.case import Case, HardwareConfig
     from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
     from schemas.plan import Plan
@@ -117,8 +116,8 @@ def init_device(plan: Plan, local_rank: int) -> Device:
 def prepare_engine(plan: Plan, device: Device) -> None:
     """Make the engine's framework accept the device, before the framework's own modules are imported.
 
-    Worker, after ``init_device``: ``deepspeed.accelerator.set_accelerator``, or a ``torch.cuda`` facade for
-    megatron-core. Not implemented: nothing is needed.
+    Worker, after ``init_device``: ``deepspeed.accelerator.set_accelerator``, or for megatron-core, which assumes
+    CUDA, ``core.engines.megatron.facade.install``. Not implemented: nothing is needed.
 
     Example::
 
@@ -132,12 +131,13 @@ def prepare_engine(plan: Plan, device: Device) -> None:
 
 
 @hookspec(firstresult=True)
-def build_model(case: Case, plan: Plan, device: Device, stage: int) -> Decoder:
-    """Build the model, on the meta device, for one pipeline stage (0 without pipeline parallelism).
+def build_model(case: Case, plan: Plan, device: Device, stage: int) -> torch.nn.Module:
+    """Build the model of one pipeline stage (0 without pipeline parallelism), without values.
 
-    Worker, called by the engine when it is ready for the model; the engine materialises, shards and initialises
-    what comes back. Not implemented: core builds the case's model. Replace it by returning a ``Decoder`` of your
-    own, or decorate it with ``@hookimpl(wrapper=True)``.
+    Worker, called by the engine when it is ready for the model; the engine shards it and fills its parameters.
+    Not implemented: core builds a ``core.models.decoder.Decoder`` on the meta device; under engine megatron a
+    ``GPTModel`` on the device, for every stage that this rank holds (stages count from the first layer on).
+    Replace it by one of your own, or decorate it with ``@hookimpl(wrapper=True)``.
 
     Example::
 

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from core.cluster import Node
 from schemas.plan import Plan
 from schemas.units import Topology
 
@@ -27,7 +28,16 @@ def command(topology: Topology, words: Sequence[str]) -> tuple[str, ...]:
     return (
         "torchrun", "--nnodes", str(topology.nodes), "--nproc-per-node", str(topology.chips_per_node),
         "--rdzv-backend", "c10d", "--rdzv-endpoint", "$MASTER_ADDR:29400", "--rdzv-id", "accelmark",
-        "-m", "--", "core.run", *words,  # without the dashes torchrun takes `--run` for its own `--run-path`
+        "-m", "--", "core.run", *words,
+    )  # fmt: skip
+
+
+def pod_command(topology: Topology, node: Node, port: int) -> tuple[str, ...]:
+    """The line that starts one node's workers where the cluster has said who is who."""
+    return (
+        "python", "-m", "torch.distributed.run", "--nnodes", str(topology.nodes), "--node-rank", str(node.rank),
+        "--nproc-per-node", str(topology.chips_per_node), "--master-addr", node.address,
+        "--master-port", str(port), "-m", "core.worker",
     )  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,16 +17,25 @@ from types import FrameType
 
 from rich.console import Console
 
-from core import launch, process
+from core import launch, process, stacks
 from core.events import EventTail
+from core.outcome import OUTCOME_FILE, Outcome
 from core.progress import View, open_view
-from core.record import OUTCOME_FILE, Outcome
+from core.watch import RankWatch
+from core.worker import EXIT_UNWRITABLE
 from schemas.plan import Plan
 
 POLL_S = 0.2
 GRACE_S = 5.0
 """What workers get between being asked to end and being killed; some ignore the request in native code."""
 AGENT_LOG = "agent.log"
+SHOWN_RANKS = 4
+"""Ranks that a reason of one line names; the stacks of all are in the run folder."""
+BALLAST_FILE = ".ballast"
+BALLAST_BYTES = 1 << 20
+"""Kept on disk while the run goes on, so that the record can be written when the disk is full."""
+DISK_FULL_BYTES = 16 << 10
+VMSTAT = Path("/proc/vmstat")
 
 
 class _Interrupts:
@@ -52,8 +63,16 @@ def _caught_interrupts() -> Iterator[_Interrupts]:
             signal.signal(number, handler)
 
 
-def launch_run(plan: Plan, run_dir: Path, command: str, console: Console) -> Outcome:
-    """Run ``plan`` in ``run_dir`` (which holds plan.json) to its end, and leave there how it ended."""
+def launch_run(plan: Plan, run_dir: Path, command: str, console: Console, node: int = 0) -> Outcome:
+    """Run ``plan`` in ``run_dir`` (which holds plan.json) to its end, and leave there how it ended.
+
+    ``node``: which one's workers these are, where there are several.
+    """
+    per_node = plan.topology.chips_per_node
+    ranks = range(node * per_node, (node + 1) * per_node)
+    ballast = run_dir / BALLAST_FILE
+    ballast.write_bytes(bytes(BALLAST_BYTES))
+    oom_kills = _kernel_oom_kills()
     with _caught_interrupts() as interrupts, (run_dir / AGENT_LOG).open("wb") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then ends the workers in order.
         agent = subprocess.Popen(
@@ -67,39 +86,77 @@ def launch_run(plan: Plan, run_dir: Path, command: str, console: Console) -> Out
         )
         view = open_view(plan, console)
         try:
-            hang = _watch(plan, agent, EventTail(run_dir), view, interrupts)
+            hang = _watch(plan, ranks, agent, run_dir, view, interrupts)
         finally:
             view.close()
-            _end(agent, interrupts)
+            _end(agent, run_dir, interrupts)
     lost = {} if interrupts.count or hang else _lost_ranks(run_dir / AGENT_LOG)
     outcome = Outcome(
-        command=command, interrupted=interrupts.count > 0, hang=hang, exit_code=agent.returncode, lost=lost
+        command=command,
+        interrupted=interrupts.count > 0,
+        hang=hang,
+        exit_code=agent.returncode,
+        lost=lost,
+        oom_kills=_kernel_oom_kills() - oom_kills,
+        disk_full=shutil.disk_usage(run_dir).free < DISK_FULL_BYTES,
     )
-    (run_dir / OUTCOME_FILE).write_text(outcome.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    ballast.unlink(missing_ok=True)
+    write_outcome(run_dir, outcome)
     return outcome
 
 
-def _watch(
-    plan: Plan, agent: subprocess.Popen[bytes], tail: EventTail, view: View, interrupts: _Interrupts
+def write_outcome(run_dir: Path, outcome: Outcome) -> None:
+    """Keep how the run ended; where even that cannot be written, the record says what the events say."""
+    with contextlib.suppress(OSError):
+        (run_dir / OUTCOME_FILE).write_text(outcome.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _kernel_oom_kills() -> int:
+    """Processes that the kernel has ended so far for lack of memory (proc_vmstat(5)); 0 where it does not tell."""
+    try:
+        lines = VMSTAT.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _watch(  # noqa: PLR0913, PLR0917 - a run has that many parts
+    plan: Plan, ranks: range, agent: subprocess.Popen[bytes], run_dir: Path, view: View, interrupts: _Interrupts
 ) -> str | None:
     """Show events until the agent ends or is to be ended; what hangs, if that is why."""
-    heard = time.monotonic()
+    tail = EventTail(run_dir)
+    now = time.monotonic()
+    watches = {rank: RankWatch(rank, plan.measure, now) for rank in ranks}
     while True:
         ended = agent.poll() is not None
         for event in tail.poll():
             view.show(event)
-            # Telemetry keeps coming from a thread while a collective hangs: only the rest is progress.
-            if event.kind != "telemetry":
-                heard = time.monotonic()
+            if event.rank in watches:  # those of other nodes are gathered at the end
+                watches[event.rank].observe(event, time.monotonic())
         if ended or interrupts.count:
             return None
-        silent_s = time.monotonic() - heard
-        if silent_s > plan.measure.timeout_s:
-            return f"no progress for {silent_s:.0f} s (measure.timeout_s is {plan.measure.timeout_s:g})"
+        now = time.monotonic()
+        overdue = {rank: why for rank, watch in watches.items() if (why := watch.overdue(now))}
+        if overdue:
+            return _describe_hang(run_dir, agent, watches, overdue)
         time.sleep(POLL_S)
 
 
-def _end(agent: subprocess.Popen[bytes], interrupts: _Interrupts) -> None:
+def _describe_hang(
+    run_dir: Path, agent: subprocess.Popen[bytes], watches: dict[int, RankWatch], overdue: dict[int, str]
+) -> str:
+    """Who hangs where, in one line, from the stacks that the ranks leave in the run folder."""
+    pids = stacks.ranks_of(process.descendants(agent.pid))
+    places = dict.fromkeys(overdue, "has no process") | stacks.ask_for_dumps(run_dir, pids)
+    places = {rank: places[rank] for rank in sorted(places) if not watches[rank].ended}
+    guilty = stacks.culprits(places)
+    told = [f"rank {rank} {watches[rank].place} {places[rank]}" for rank in guilty[:SHOWN_RANKS]]
+    told += [f"rank {rank} {places[rank]}" for rank in places if rank not in guilty][: SHOWN_RANKS - len(told)]
+    why = next((overdue[rank] for rank in guilty if rank in overdue), next(iter(overdue.values())))
+    return f"{'; '.join(told)}: {why}"
+
+
+def _end(agent: subprocess.Popen[bytes], run_dir: Path, interrupts: _Interrupts) -> None:
     """Nothing that this run started is alive when this returns."""
     if agent.poll() is None:
         agent.send_signal(signal.SIGTERM)
@@ -108,6 +165,8 @@ def _end(agent: subprocess.Popen[bytes], interrupts: _Interrupts) -> None:
             time.sleep(0.05)
     process.kill_session(agent.pid, signal.SIGKILL)
     agent.wait()
+    # An agent that was killed has left its workers to the kernel's signal, which takes a moment.
+    process.end_all(process.with_variable(launch.RUN_DIR_VARIABLE, str(run_dir)), GRACE_S)
 
 
 _LOST = re.compile(r"^\s*rank\s*:\s*(\d+).*?\n\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
@@ -126,6 +185,8 @@ def _lost_ranks(agent_log: Path) -> dict[int, str]:
 
 
 def _how(exit_code: int) -> str:
+    if exit_code == EXIT_UNWRITABLE:
+        return "could not write to the run folder (full, limited or read-only)"
     if exit_code >= 0:
         return f"ended with exit code {exit_code}"
     try:

@@ -25,6 +25,7 @@ from core.engines.base import Engine
 from core.errors import AccelMarkError
 from core.events import EventLog
 from core.schedule import learning_rate
+from core.speed import product_time_s
 from schemas import event as ev
 from schemas.plan import Plan
 
@@ -39,9 +40,10 @@ class NonFiniteLossError(AccelMarkError):
 
     def __init__(self, step: int, loss: float, grad_norm: float | None) -> None:
         super().__init__(
-            f"loss is {loss} and gradient norm {grad_norm} in step {step}",
+            f"loss is {loss} and gradient norm {grad_norm}",
             "lower learning_rate, or use a precision with more range (bf16 rather than fp16)",
         )
+        self.step = step
 
 
 @dataclass
@@ -56,6 +58,7 @@ class _Pending:
     end: Any
     scalars: torch.Tensor
     allocated_gib: float | None
+    data_wait_s: float
 
 
 class Loop:
@@ -64,6 +67,7 @@ class Loop:
     def __init__(self, plan: Plan, engine: Engine, loader: DeviceLoader, log: EventLog) -> None:
         self._plan, self._engine, self._log = plan, engine, log
         self._clock = DeviceClock(engine.device)
+        self._ahead = IN_FLIGHT if self._clock.asynchronous else 0
         self._batches = iter(loader)
         self._pending: deque[_Pending] = deque()
         self._step = 0
@@ -82,8 +86,14 @@ class Loop:
             self._enqueue("warmup")
         self._drain()
         steps = self._measured_steps()
-        self._total = self._step + steps
+        self._total = self._step + steps * self._plan.measure.repeat
+        self._log.emit(ev.SpeedEvent, product_s=product_time_s(self._engine.device, self._clock))
         memory.reset_peaks(self._engine.device)
+        for _ in range(self._plan.measure.repeat):
+            self._measure(steps, epochs_at)
+
+    def _measure(self, steps: int, epochs_at: Callable[[int], int]) -> None:
+        """One measured window."""
         self._synchronize()
         self._log.emit(ev.PhaseEvent, phase="measure")
         started = time.perf_counter()
@@ -120,15 +130,17 @@ class Loop:
         self._step += 1
         rate = learning_rate(self._plan.hyper_parameters, self._step)
         start = self._clock.mark()
+        asked = time.perf_counter()
         batch = next(self._batches)
+        waited_s = time.perf_counter() - asked
         result = self._engine.step(batch, rate)
         norm = torch.full_like(result.loss, math.nan) if result.grad_norm is None else result.grad_norm
         scalars = torch.stack([result.loss.float(), norm.float()])
         host = torch.empty(2, pin_memory=scalars.device.type != "cpu").copy_(scalars, non_blocking=True)
         allocated = memory.allocated_gib(self._engine.device)
         end = self._clock.mark()
-        self._pending.append(_Pending(self._step, phase, batch, rate, start, end, host, allocated))
-        while len(self._pending) > IN_FLIGHT:
+        self._pending.append(_Pending(self._step, phase, batch, rate, start, end, host, allocated, waited_s))
+        while len(self._pending) > self._ahead:
             self._resolve(self._pending.popleft())
         return batch
 
@@ -156,6 +168,7 @@ class Loop:
             real_tokens=done.batch.real_tokens,
             padded_tokens=done.batch.padded_tokens,
             memory_allocated_gib=done.allocated_gib,
+            data_wait_s=done.data_wait_s,
         )
         if not finite:
             raise NonFiniteLossError(done.step, loss, norm)

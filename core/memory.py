@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from schemas.chip import Device, MemoryReading
 from schemas.units import GIB
 
 
@@ -32,3 +33,17 @@ def allocated_gib(device: torch.device) -> float | None:
         return float(psutil.Process().memory_info().rss) / GIB
     module = torch.get_device_module(device)
     return float(module.memory_allocated(device)) / GIB if hasattr(module, "memory_allocated") else None
+
+
+def with_device_peak(reading: MemoryReading, device: Device) -> MemoryReading:
+    """``reading`` with the device-wide peak added; for plugins whose torch module counts memory as CUDA's does.
+
+    The driver keeps no peak. It is what ``mem_get_info`` calls used now, by everything on the device, plus what
+    torch's allocator has given back since its own peak; contexts and the collective library's buffers only grow
+    during a run.
+    """
+    module = torch.get_device_module(device.type)
+    free, total = module.mem_get_info(device.index)
+    stats = module.memory_stats(device.index)
+    returned = stats["reserved_bytes.all.peak"] - stats["reserved_bytes.all.current"]
+    return reading.model_copy(update={"peak_device_gib": min(total, total - free + returned) / GIB})

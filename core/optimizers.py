@@ -15,21 +15,36 @@ STOCHASTIC_BITS = 16
 """Bits that fp32 has below bf16's last one."""
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], hp: HyperParameters) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) as the plan's ``optimizer_state`` asks."""
+def build_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], hp: HyperParameters
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) as the plan's ``optimizer_state`` asks.
+
+    ``parameters``: parameters or groups of them, as torch's optimizers take them.
+    """
     settings: dict[str, Any] = {
         "lr": hp.learning_rate,
         "betas": (hp.adam_beta1, hp.adam_beta2),
         "eps": hp.adam_eps,
         "weight_decay": hp.weight_decay,
     }
-    parameters = list(parameters)
+    given: list[Any] = list(parameters)
     if hp.optimizer_state == "bf16_stochastic":
-        return StochasticAdamW(parameters, settings)
+        return StochasticAdamW(given, settings)
     try:
-        return torch.optim.AdamW(parameters, **settings, fused=True)
+        return torch.optim.AdamW(given, **settings, fused=True if _may_be_fused(given) else None)
     except RuntimeError:  # no fused kernel for this device type
-        return torch.optim.AdamW(parameters, **settings)
+        return torch.optim.AdamW(given, **settings)
+
+
+def _may_be_fused(given: list[Any]) -> bool:
+    """Whether to ask torch for its fused step.
+
+    It takes that for every out-of-tree device; one without a kernel of its own would step on the host, if at all.
+    """
+    first = given[0]["params"][0] if isinstance(given[0], dict) else given[0]
+    out_of_tree = first.device.type == torch._C._get_privateuse1_backend_name()
+    return not out_of_tree or torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_adamw_", "PrivateUse1")
 
 
 class StochasticAdamW(torch.optim.Optimizer):
@@ -43,7 +58,7 @@ class StochasticAdamW(torch.optim.Optimizer):
     clipping a pass over them.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], settings: dict[str, Any]) -> None:
+    def __init__(self, params: Any, settings: dict[str, Any]) -> None:
         """``settings`` are AdamW's: lr, betas, eps, weight_decay. All parameters step together.
 
         On an accelerator the update is compiled into one kernel; op by op it would take ten times the memory

@@ -11,28 +11,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
-from core import launch
+from core import launch, layout
 from core.cases import Config, LoadedCase
 from core.engines.catalog import engine_spec
 from core.engines.deepspeed_config import deepspeed_config
+from core.engines.megatron.config import megatron_config
 from core.errors import UsageError
-from core.plan_checks import Proposal, nearest, refusals
+from core.plan_checks import nearest, refusals
 from core.plugins import Vendor
+from core.proposal import Proposal
 from schemas.base import Schema, problems
 from schemas.case import Case, DataSpec, Run
 from schemas.chip import ChipSpec, PeakPrecision
 from schemas.hyperparameters import HyperParameters, Measure, OverrideValue
 from schemas.model import DecoderSpec
 from schemas.plan import Plan
-from schemas.units import Parallel, Topology
+from schemas.units import Parallel, Topology, Unit
 
 SECTIONS: Mapping[str, type[Schema]] = {"measure": Measure, "model": DecoderSpec, "data": DataSpec}
 """Dotted settings; a bare key is a hyper-parameter, and ``weights`` stands alone."""
 
-LOCATIONS = frozenset({"data.path", "weights"})
-"""Settings that say where things lie on this machine: setting them does not make a record unofficial."""
+TIMEOUTS = ("measure.start_timeout_s", "measure.setup_timeout_s", "measure.timeout_s")
+LOCATIONS = frozenset({"data.path", "weights", *TIMEOUTS})
+"""Settings of this machine, where things lie and how long to wait: they do not make a record unofficial."""
 
 MIN_STEPS = 20
 MIN_WINDOW_S = 30.0
@@ -144,6 +147,7 @@ def build(request: Request) -> Plan:
     sequences = None if data.path is not None else data.generated_sequences
     proposal = Proposal(engine_spec(engine).name, chip, topology, hp, model, sequences)
     _refuse(proposal)
+    parallel = Parallel(tp=hp.tensor_parallel, pp=hp.pipeline_parallel, dp=proposal.data_parallel)
     unofficial = _unofficial_reason(request, layers.origins["engine"], measure, chip)
     plan = Plan(
         case=loaded.case.name,
@@ -161,14 +165,15 @@ def build(request: Request) -> Plan:
         tokenizer=loaded.case.tokenizer,
         data=data,
         weights=None if weights is None else str(weights),
-        fix_hp={key: layers.values[key] for key in request.changed},
+        fix_hp={key: _plain(layers.values[key]) for key in request.changed},
         remark=request.run.remark,
         origins=layers.origins,
-        parallel=Parallel(tp=hp.tensor_parallel, pp=hp.pipeline_parallel, dp=proposal.data_parallel),
+        parallel=parallel,
         global_batch_size=proposal.global_batch_size,
         tokens_per_step=proposal.global_batch_size * hp.sequence_length,
+        placement=layout.placement(hp, model, parallel),
         compute_precision=compute_precision(hp),
-        engine_config=deepspeed_config(hp) if engine == "deepspeed" else {},
+        engine_config=_engine_config(engine, hp, model, parallel),
         launch=launch.command(topology, request.words),
         launch_env={},
         scaled_down=model != loaded.case.model,
@@ -176,6 +181,21 @@ def build(request: Request) -> Plan:
         unofficial_reason=unofficial,
     )
     return plan.model_copy(update={"launch_env": vendor.launch_env(plan)})
+
+
+def _plain(value: Any) -> OverrideValue:
+    """A setting's value as it is written in a layer."""
+    plain: OverrideValue = value.render() if isinstance(value, Unit) else value
+    return plain
+
+
+def _engine_config(
+    engine: str, hp: HyperParameters, model: DecoderSpec, parallel: Parallel
+) -> dict[str, JsonValue]:
+    """The engine's own configuration, where it has one."""
+    if engine == "deepspeed":
+        return deepspeed_config(hp)
+    return megatron_config(hp, model, parallel) if engine == "megatron" else {}
 
 
 def _layers(request: Request) -> Layers:

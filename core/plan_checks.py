@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
-from core.engines.catalog import engine_spec
-from schemas.chip import ChipSpec
-from schemas.hyperparameters import HyperParameters, OverrideValue
-from schemas.model import DecoderSpec
-from schemas.units import Topology
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What the checks look at."""
-
-    engine: str
-    chip: ChipSpec
-    topology: Topology
-    hp: HyperParameters
-    model: DecoderSpec
-    generated_sequences: int | None
-    """Length of the generated corpus; None when prepared data is read."""
-
-    @property
-    def data_parallel(self) -> int:
-        """DP, rounded down where TP × PP does not divide the world size."""
-        return self.topology.world_size // (self.hp.tensor_parallel * self.hp.pipeline_parallel)
-
-    @property
-    def global_batch_size(self) -> int:
-        """GBS = LBS × GAS × DP."""
-        return self.hp.local_batch_size * self.hp.gradient_accumulation_steps * self.data_parallel
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a plan cannot be, and the change that brings the nearest one that can."""
-
-    reason: str
-    change: dict[str, OverrideValue]
-
-
-Check = Callable[[Proposal], Refusal | None]
+from core.proposal import Check, Proposal, Refusal
+from core.split_checks import SPLIT_CHECKS
+from schemas.hyperparameters import OverrideValue
+from schemas.units import PipelineLayers
 
 
 def refusals(proposal: Proposal) -> list[Refusal]:
@@ -51,9 +16,9 @@ def refusals(proposal: Proposal) -> list[Refusal]:
     return [refusal for check in CHECKS if (refusal := check(proposal))]
 
 
-def nearest(proposal: Proposal) -> dict[str, OverrideValue]:
+def nearest(proposal: Proposal) -> dict[str, OverrideValue | PipelineLayers]:
     """The changes that make ``proposal`` pass every check, found by applying each refusal's own."""
-    changes: dict[str, OverrideValue] = {}
+    changes: dict[str, OverrideValue | PipelineLayers] = {}
     for _ in range(3 * len(CHECKS)):
         found = refusals(proposal)
         if not found:
@@ -63,49 +28,15 @@ def nearest(proposal: Proposal) -> dict[str, OverrideValue]:
     raise AssertionError(f"the checks contradict each other: {changes}")
 
 
-def _with(proposal: Proposal, change: dict[str, OverrideValue]) -> Proposal:
+def _with(proposal: Proposal, change: dict[str, OverrideValue | PipelineLayers]) -> Proposal:
     sequences = change.get("data.generated_sequences", proposal.generated_sequences)
     assert sequences is None or isinstance(sequences, int)
     hp = {key: value for key, value in change.items() if "." not in key}
     return replace(proposal, hp=proposal.hp.model_copy(update=hp), generated_sequences=sequences)
 
 
-def _divides_world(p: Proposal) -> Refusal | None:
-    tp, pp, world = p.hp.tensor_parallel, p.hp.pipeline_parallel, p.topology.world_size
-    if world % (tp * pp) == 0:
-        return None
-    return Refusal(
-        f"TP{tp} × PP{pp} = {tp * pp} does not divide the {world} chips of {p.topology}", _nearest_split(p)
-    )
-
-
-def _heads_divide(p: Proposal) -> Refusal | None:
-    tp, heads, kv_heads = p.hp.tensor_parallel, p.model.num_heads, p.model.num_kv_heads
-    if heads % tp == 0 and kv_heads % tp == 0:
-        return None
-    return Refusal(
-        f"TP{tp} does not divide {heads} attention heads and {kv_heads} key/value heads", _nearest_split(p)
-    )
-
-
-def _layers_divide(p: Proposal) -> Refusal | None:
-    pp, layers = p.hp.pipeline_parallel, p.model.num_layers
-    if layers % pp == 0:
-        return None
-    return Refusal(f"PP{pp} does not divide {layers} layers", _nearest_split(p))
-
-
-def _model_parallel(p: Proposal) -> Refusal | None:
-    if engine_spec(p.engine).model_parallel or p.hp.tensor_parallel * p.hp.pipeline_parallel == 1:
-        return None
-    return Refusal(
-        f"engine {p.engine} splits no model over ranks (TP{p.hp.tensor_parallel}PP{p.hp.pipeline_parallel})",
-        _nearest_split(p),
-    )
-
-
 def _precision(p: Proposal) -> Refusal | None:
-    known = engine_spec(p.engine).precisions
+    known = p.spec.precisions
     if p.hp.precision in known:
         return None
     return Refusal(
@@ -114,18 +45,28 @@ def _precision(p: Proposal) -> Refusal | None:
     )
 
 
+def _autocast_dtype(p: Proposal) -> Refusal | None:
+    known = p.spec.autocast_dtypes
+    if p.hp.precision != "amp" or p.hp.autocast_dtype in known:
+        return None
+    return Refusal(
+        f"engine {p.engine} runs amp with no {p.hp.autocast_dtype} (only {', '.join(known)})",
+        {"autocast_dtype": "bf16"},
+    )
+
+
 def _zero_stage(p: Proposal) -> Refusal | None:
-    known = engine_spec(p.engine).zero_stages
+    known = p.spec.zero_stages
     if p.hp.zero_stage in known:
         return None
     return Refusal(
         f"engine {p.engine} has no ZeRO stage {p.hp.zero_stage} (only {', '.join(map(str, known))})",
-        {"zero_stage": min(stage for stage in known if stage >= p.hp.zero_stage)},
+        {"zero_stage": min(known, key=lambda stage: (abs(stage - p.hp.zero_stage), -stage))},
     )
 
 
 def _optimizer_state(p: Proposal) -> Refusal | None:
-    state, known = p.hp.optimizer_state, engine_spec(p.engine).optimizer_states
+    state, known = p.hp.optimizer_state, p.spec.optimizer_states
     if state not in known:
         return Refusal(
             f"engine {p.engine} keeps no {state} optimizer state (only {', '.join(known)})",
@@ -146,7 +87,7 @@ def _main_weights_at_stage_0(p: Proposal) -> Refusal | None:
 
 
 def _offload(p: Proposal) -> Refusal | None:
-    if p.hp.offload not in engine_spec(p.engine).offloads:
+    if p.hp.offload not in p.spec.offloads:
         return Refusal(f"engine {p.engine} does not offload the {p.hp.offload} state", {"offload": "none"})
     if p.hp.offload != "none" and p.hp.zero_stage == 0:
         return Refusal("offload needs a sharded optimizer (ZeRO stage 1 to 3)", {"zero_stage": 1})
@@ -176,6 +117,20 @@ def _compile_under_zero3(p: Proposal) -> Refusal | None:
     )
 
 
+def _loss(p: Proposal) -> Refusal | None:
+    if p.hp.loss in p.spec.losses:
+        return None
+    return Refusal(
+        f"engine {p.engine} computes no {p.hp.loss} loss (only {', '.join(p.spec.losses)})", {"loss": "full"}
+    )
+
+
+def _z_loss(p: Proposal) -> Refusal | None:
+    if p.spec.z_loss or p.hp.z_loss == 0:
+        return None
+    return Refusal(f"engine {p.engine} has no z-loss (z_loss is {p.hp.z_loss:g})", {"z_loss": 0.0})
+
+
 def _schedule(p: Proposal) -> Refusal | None:
     hp = p.hp
     if hp.schedule != "constant" and hp.schedule_steps is None:
@@ -198,11 +153,9 @@ def _enough_data(p: Proposal) -> Refusal | None:
 
 
 CHECKS: Sequence[Check] = (
-    _divides_world,
-    _heads_divide,
-    _layers_divide,
-    _model_parallel,
+    *SPLIT_CHECKS,
     _precision,
+    _autocast_dtype,
     _zero_stage,
     _optimizer_state,
     _main_weights_at_stage_0,
@@ -210,30 +163,8 @@ CHECKS: Sequence[Check] = (
     _sequence_length,
     _flex_needs_accelerator,
     _compile_under_zero3,
+    _loss,
+    _z_loss,
     _schedule,
     _enough_data,
 )
-
-
-def _nearest_split(p: Proposal) -> dict[str, OverrideValue]:
-    """TP and PP closest to the wanted ones that world size, heads, layers and engine allow, all at once.
-
-    Judged one by one, each check would undo what another one asked for.
-    """
-    model, world = p.model, p.topology.world_size
-    sizes = _divisors(world) if engine_spec(p.engine).model_parallel else [1]
-    possible = [
-        (tp, pp)
-        for tp in sizes
-        for pp in sizes
-        if not (world % (tp * pp) or model.num_heads % tp or model.num_kv_heads % tp or model.num_layers % pp)
-    ]
-    tp, pp = min(
-        possible,
-        key=lambda split: abs(split[0] - p.hp.tensor_parallel) + abs(split[1] - p.hp.pipeline_parallel),
-    )
-    return {"tensor_parallel": tp, "pipeline_parallel": pp}
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]

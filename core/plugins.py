@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from core import HOOK_API_VERSION, HOOK_PROJECT, hookspecs
 from core.entry_points import distribution_of, entry_points
 from core.errors import AccelMarkError, DeviceError, UsageError
+from core.user_chips import overridden, user_chips
 from schemas.base import explain
 from schemas.case import Case, HardwareConfig
 from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
@@ -26,7 +27,6 @@ from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, Telemetry
 if TYPE_CHECKING:
     import torch
 
-    from core.models.decoder import Decoder
     from schemas.plan import Plan
 
 GROUP = "accelmark.vendors"
@@ -45,7 +45,7 @@ class Vendor:
 
     @functools.cached_property
     def chips(self) -> tuple[ChipSpec, ...]:
-        """The vendor's chips; each must carry the vendor's name."""
+        """The vendor's chips, with the values of the user's own chip file; each must carry the vendor's name."""
         found: tuple[ChipSpec, ...] = self._ask("chips", tuple[ChipSpec, ...]) or ()
         if not found:
             raise DeviceError(f"vendor {self.name!r} lists no chips", "implement the hook `chips` in its plugin")
@@ -55,7 +55,7 @@ class Vendor:
                     f"vendor {self.name!r}: chip {chip.name!r} says vendor {chip.vendor!r}",
                     "correct `vendor` in the plugin's chips",
                 )
-        return found
+        return overridden(self.name, found)
 
     def chip(self, name: str) -> ChipSpec:
         """The chip called ``name``; UsageError lists the known ones."""
@@ -90,9 +90,9 @@ class Vendor:
         """Let the vendor prepare the engine's framework."""
         self._manager.hook.prepare_engine(plan=plan, device=device)
 
-    def build_model(self, case: Case, plan: Plan, device: Device, stage: int) -> Decoder:
-        """The model of one pipeline stage, on the meta device."""
-        model: Decoder = self._manager.hook.build_model(case=case, plan=plan, device=device, stage=stage)
+    def build_model(self, case: Case, plan: Plan, device: Device, stage: int) -> torch.nn.Module:
+        """The model of one pipeline stage, without values."""
+        model: torch.nn.Module = self._manager.hook.build_model(case=case, plan=plan, device=device, stage=stage)
         return model
 
     def optimizer_wrap(
@@ -173,6 +173,7 @@ def one_line(error: BaseException) -> str:
 @functools.cache
 def discover() -> tuple[Found, ...]:
     """Every installed vendor, loaded behind an exception fence; broken ones with the reason. Sorted by name."""
+    user_chips()  # what is wrong in the user's file is no plugin's fault
     found = []
     for entry in sorted(entry_points(GROUP), key=lambda e: (e.name, distribution_of(e))):
         try:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable
+
+import psutil
 
 _PR_SET_PDEATHSIG = 1
 _WATCH_EVERY_S = 1.0
 
 
-def die_with_parent() -> None:
+def die_with_parent(marker: str) -> None:
     """Ask the kernel for SIGKILL when the parent ends, and watch for a parent that has ended already.
 
-    torch's elastic agent, killed with SIGKILL, would leave its workers on the accelerators otherwise.
+    torch's elastic agent, killed with SIGKILL, would leave its workers on the accelerators otherwise. ``marker``:
+    a variable that the parent has in its environment; a parent without it is another one than the agent, which
+    has ended while this process started.
     """
     parent = os.getppid()
     die_with_parent_in_child()
+    if not _has_variable(parent, marker):
+        os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=_watch, args=(parent,), name="accelmark-parent-watch", daemon=True).start()
 
 
@@ -27,6 +35,40 @@ def die_with_parent_in_child() -> None:
     """The kernel's half alone, which holds across an exec: for a child between fork and exec."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _has_variable(pid: int, name: str) -> bool:
+    try:
+        return name in psutil.Process(pid).environ()
+    except psutil.Error:
+        return False
+
+
+def end_all(processes: Iterable[psutil.Process], within_s: float) -> None:
+    """Kill what is still there, and wait until it is gone (or ``within_s`` is over)."""
+    alive = list(processes)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=within_s)
+
+
+def with_variable(name: str, value: str) -> list[psutil.Process]:
+    """Processes that have ``name`` set to ``value`` in their environment, other than this one."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(name) == value:
+                found.append(process)
+    return found
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Children, their children and so on; empty once ``pid`` is gone."""
+    try:
+        return list(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _watch(parent: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -12,6 +13,9 @@ from pydantic import ValidationError
 from core import metrics
 from core.errors import UsageError
 from core.events import read_events
+from core.layout import coordinates
+from core.outcome import OUTCOME_FILE, Outcome, status_of
+from core.stragglers import stragglers
 from core.worker import PLAN_FILE
 from schemas import event as ev
 from schemas import record as rec
@@ -19,22 +23,11 @@ from schemas.base import Schema, explain
 from schemas.plan import Plan
 
 RECORD_FILE = "record.json"
-OUTCOME_FILE = "outcome.json"
+ALIGNMENT_FILE = "alignment.json"
+"""Left by ``align``; a record that is built anew keeps the verdict."""
 
 E = TypeVar("E", bound=ev.Event)
 S = TypeVar("S", bound=Schema)
-
-
-class Outcome(Schema):
-    """How the launcher saw the processes end; missing after the launcher itself was killed."""
-
-    command: str
-    interrupted: bool = False
-    hang: str | None = None
-    """What made no progress, when the launcher ended the run for that."""
-    exit_code: int | None = None
-    lost: dict[int, str] = {}
-    """Rank -> how it ended, for ranks that ended without a word; the first cause first."""
 
 
 def build_record(run_dir: Path) -> rec.Record:
@@ -46,9 +39,12 @@ def build_record(run_dir: Path) -> rec.Record:
     outcome = Outcome(command="unknown: the launcher did not end by itself")
     if (run_dir / OUTCOME_FILE).exists():
         outcome = _read(run_dir / OUTCOME_FILE, Outcome)
+    alignment = None
+    if (run_dir / ALIGNMENT_FILE).exists():
+        alignment = _read(run_dir / ALIGNMENT_FILE, rec.Alignment)
     events = read_events(run_dir)
     try:
-        return _build(plan, events, outcome, run_dir.name)
+        return _build(plan, events, outcome, run_dir.name, alignment)
     except ValidationError as error:
         raise UsageError(
             explain(error, str(run_dir)), "give the folder its name, and its files their text, back"
@@ -60,6 +56,11 @@ def write_record(run_dir: Path) -> rec.Record:
     record = build_record(run_dir)
     (run_dir / RECORD_FILE).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return record
+
+
+def read_plan(run_dir: Path) -> Plan:
+    """The plan of the run in ``run_dir``; UsageError names file, field and value that are wrong."""
+    return _read(run_dir / PLAN_FILE, Plan)
 
 
 def read_record(path: Path) -> rec.Record:
@@ -74,8 +75,14 @@ def _read(path: Path, schema: type[S]) -> S:
         raise UsageError(explain(error, str(path)), f"correct {path.name}") from error
 
 
-def _build(plan: Plan, events: Sequence[ev.Event], outcome: Outcome, record_id: str) -> rec.Record:
-    status, reason = _status(plan, events, outcome)
+def _build(
+    plan: Plan,
+    events: Sequence[ev.Event],
+    outcome: Outcome,
+    record_id: str,
+    alignment: rec.Alignment | None,
+) -> rec.Record:
+    status, reason = status_of(plan, events, outcome)
     first_rank = [event for event in events if event.rank == 0]
     device = _last(first_rank, ev.DeviceEvent)
     model = _last(first_rank, ev.ModelEvent)
@@ -85,6 +92,7 @@ def _build(plan: Plan, events: Sequence[ev.Event], outcome: Outcome, record_id: 
     parameters = None if model is None else _parameters(model)
     throughput = _throughput(plan, events, steps)
     unofficial = plan.unofficial_reason or _short_window(plan, window)
+    said = dict.fromkeys(event.message for event in _of(events, ev.WarningEvent))  # ranks often say the same
     return rec.Record(
         id=record_id,
         status=status,
@@ -109,54 +117,23 @@ def _build(plan: Plan, events: Sequence[ev.Event], outcome: Outcome, record_id: 
         mfu=_mfu(plan, parameters, throughput),
         memory=_memory(events),
         loss=_loss(steps),
+        aligned=alignment.aligned if alignment else None,
+        alignment=alignment,
         telemetry=_telemetry(events, throughput),
         parameters=parameters,
         tokens_trained=len(steps) * plan.tokens_per_step if steps else None,
         epochs=window.epochs if window else None,
         data_manifest_sha256=data.manifest_sha256 if data else None,
+        weights_sha256=model.weights_sha256 if model else None,
         environment=device.environment if device else {},
         math_mode=device.device.math_mode if device else {},
         optimizer=model.optimizer if model else None,
-        warnings=tuple(event.message for event in _of(events, ev.WarningEvent)),
+        warnings=(*said, *stragglers(events), *_spread_warning(plan, throughput)),
         started_unix_s=min((event.time_unix_s for event in events), default=None),
         duration_s=max((event.elapsed_s for event in events), default=None),
         command=outcome.command,
         plan=plan,
     )
-
-
-def _status(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> tuple[ev.Status, str | None]:
-    """What ended the run: the user, a rank's own error (the earliest), a hang, or a rank lost without a word."""
-    if outcome.interrupted:
-        return "interrupted", f"interrupted {_where(events)}"
-    errors = sorted(_of(events, ev.ErrorEvent), key=lambda event: event.time_unix_s)
-    # A rank that loses its peer fails too, with a message about the connection: the first cause counts, and that
-    # is the rank that could not say a word. Aborting is what NCCL's watchdog does when another rank is gone.
-    telling = [event for event in errors if event.status != "crashed"]
-    reported = {event.rank for event in errors}
-    silent = {rank: how for rank, how in outcome.lost.items() if rank not in reported and "SIGABRT" not in how}
-    if not silent:
-        telling = telling or errors
-    if telling:
-        first = telling[0]
-        step = "before the first step" if first.step is None else f"in step {first.step}"
-        return first.status, f"rank {first.rank} {step}: {first.reason}"
-    if outcome.hang:
-        return "hang", outcome.hang
-    finished = {event.rank for event in _of(events, ev.FinishEvent)}
-    missing = sorted(set(range(plan.topology.world_size)) - finished)
-    if missing:
-        told = "; ".join(f"rank {rank} {how}" for rank, how in (silent or outcome.lost).items())
-        ranks = ", ".join(map(str, missing))
-        return "crashed", told or f"rank {ranks} ended without finishing, {_where(events)}"
-    return "ok", None
-
-
-def _where(events: Sequence[ev.Event]) -> str:
-    steps, phases = _of(events, ev.StepEvent), _of(events, ev.PhaseEvent)
-    if steps:
-        return f"after step {max(step.step for step in steps)}"
-    return f"in phase {phases[-1].phase}" if phases else "before any worker started (see agent.log)"
 
 
 def _weights(plan: Plan) -> Literal["random", "pretrained"]:
@@ -177,27 +154,53 @@ def _parameters(model: ev.ModelEvent) -> rec.Parameters:
 
 
 def _throughput(plan: Plan, events: Sequence[ev.Event], steps: Sequence[ev.StepEvent]) -> rec.Throughput | None:
-    """Tokens of all ranks over the slowest rank's window, per chip; None unless every rank measured one."""
-    windows = _of(events, ev.WindowEvent)
-    if len(windows) < plan.topology.world_size:
-        return None
-    window_s = max(window.window_s for window in windows)
+    """Tokens of all replicas over the slowest rank's window, per chip; the mean of the repeats.
+
+    None unless every rank measured a window; of repeats that were cut short, those that all ranks measured.
+    """
     world = plan.topology.world_size
+    by_rank = [[w for w in _of(events, ev.WindowEvent) if w.rank == rank] for rank in range(world)]
+    repeats = list(zip(*by_rank, strict=False))
+    if not repeats:
+        return None
+    measured = [_rates(plan, windows) for windows in repeats]
+    windows_s = [max(window.window_s for window in windows) for windows in repeats]
+    rates = tuple(real for real, _ in measured)
+    count = sum(windows[0].steps for windows in repeats)
     times_s = sorted(
         step.step_time_s for step in steps if step.phase == "measure" and step.step_time_s is not None
     )
-    real = sum(window.real_tokens for window in windows)
-    padded = real + sum(window.padded_tokens for window in windows)
     return rec.Throughput(
-        tokens_per_second_per_chip=real / window_s / world,
-        padded_tokens_per_second_per_chip=padded / window_s / world,
-        measured_steps=windows[0].steps,
-        window_s=window_s,
-        step_time_mean_s=window_s / windows[0].steps,
+        tokens_per_second_per_chip=statistics.fmean(rates),
+        padded_tokens_per_second_per_chip=statistics.fmean(padded for _, padded in measured),
+        repeats=rates if len(rates) > 1 else (),
+        spread=(max(rates) - min(rates)) / statistics.fmean(rates) if len(rates) > 1 else None,
+        measured_steps=count,
+        window_s=sum(windows_s),
+        step_time_mean_s=sum(windows_s) / count,
         step_time_median_s=statistics.median(times_s),
         step_time_p5_s=_percentile(times_s, 5),
         step_time_p95_s=_percentile(times_s, 95),
     )
+
+
+def _rates(plan: Plan, windows: Sequence[ev.WindowEvent]) -> tuple[float, float]:
+    """Real and all tokens per second and chip of one window, which every rank measured."""
+    # Every rank of a replica that is split over ranks reads the replica's tokens: they count once.
+    read = [window for window in windows if coordinates(plan.parallel, window.rank).leads_replica]
+    real = sum(window.real_tokens for window in read)
+    padded = real + sum(window.padded_tokens for window in read)
+    window_s, world = max(window.window_s for window in windows), plan.topology.world_size
+    return real / window_s / world, padded / window_s / world
+
+
+def _spread_warning(plan: Plan, throughput: rec.Throughput | None) -> list[str]:
+    if throughput is None or throughput.spread is None or throughput.spread <= plan.measure.max_spread:
+        return []
+    return [
+        f"the {len(throughput.repeats)} repeats spread by {throughput.spread:.1%}, "
+        f"more than measure.max_spread ({plan.measure.max_spread:.1%})"
+    ]
 
 
 def _percentile(ordered: Sequence[float], percent: int) -> float:
@@ -255,13 +258,25 @@ def _telemetry(events: Sequence[ev.Event], throughput: rec.Throughput | None) ->
         temperature_max_c=_largest(r.temperature_c for r in readings),
         utilisation_mean_percent=_mean(r.utilisation_percent for r in readings),
         sm_clock_mean_mhz=_mean(r.sm_clock_mhz for r in readings),
+        clock_limits=_clock_limits([r.clock_limits for r in readings if r.clock_limits is not None]),
         energy_per_token_j=energy,
     )
 
 
+def _clock_limits(samples: Sequence[tuple[str, ...]]) -> dict[str, float] | None:
+    """Each reason's share of the samples; None where no sample tells."""
+    if not samples:
+        return None
+    counts = Counter(reason for sample in samples for reason in sample)
+    return {reason: count / len(samples) for reason, count in sorted(counts.items())}
+
+
 def _in_window(events: Sequence[ev.Event], kind: type[E]) -> list[E]:
     """Events of ``kind`` that fell into their rank's measured window."""
-    begins = {e.rank: e.elapsed_s for e in _of(events, ev.PhaseEvent) if e.phase == "measure"}
+    begins: dict[int, float] = {}
+    for event in _of(events, ev.PhaseEvent):
+        if event.phase == "measure":  # repeats follow one another
+            begins.setdefault(event.rank, event.elapsed_s)
     ends = {e.rank: e.elapsed_s for e in _of(events, ev.WindowEvent)}
     forever = float("inf")
     return [

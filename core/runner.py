@@ -6,19 +6,20 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from core import plan as planning
 from core import selection
+from core.cluster import Node
 from core.engines.catalog import engine_spec
 from core.errors import UsageError
-from core.launch import shell_line
+from core.launch import pod_command, shell_line
 from core.launcher import launch_run
 from core.plan import Request
-from core.record import write_record
+from core.record import build_record, write_record
 from core.selection import Selection
 from core.worker import PLAN_FILE
 from schemas.plan import Plan
@@ -34,6 +35,8 @@ class Options:
 
     selection: Selection
     out: Path = Path("runs")
+    done: tuple[Record, ...] = ()
+    """Records of earlier runs; a run with the plan of one of them is not run again."""
 
 
 def plans(options: Options, console: Console, world: tuple[int, int] | None = None) -> list[Plan]:
@@ -58,7 +61,10 @@ def run(options: Options, console: Console) -> list[Record]:
         selection.require_packages(engine_spec(plan.engine))
     records: list[Record] = []
     for plan in planned:
-        records.append(_run_one(plan, options.out, console))
+        done = next((record for record in options.done if record.plan == plan), None)
+        if done is not None:
+            console.print(f"done before: {done.id}", soft_wrap=True)
+        records.append(done or _run_one(plan, options.out, console))
         if records[-1].status == "interrupted":
             break
     return records
@@ -82,23 +88,64 @@ def prepare_run_dir(plan: Plan, out: Path) -> Path:
         folder = (out / (f"{base}-{attempt}" if attempt else base)).absolute()
         try:
             folder.mkdir(parents=True)
+            (folder / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
         except FileExistsError:
             continue
         except OSError as error:
             raise UsageError(
                 f"cannot create the run folder {folder}: {error.strerror}", "name a writable one with --out"
             ) from error
-        (folder / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return folder
     raise UsageError(f"{out} holds a thousand runs of this second", "name another folder with --out")
+
+
+def join_run_dir(plan: Plan, folder: Path) -> None:
+    """Make the run's folder on a node that does not see the one that was prepared."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / PLAN_FILE).exists():
+        (folder / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def run_pod(options: Options, node: Node, console: Console) -> tuple[list[Record], int]:
+    """One node's part of every selected run: its agent and workers. The records (of node 0) and the exit code."""
+    requests = [_on_nodes(request, node) for request in _choose(options, console)]
+    planned = [planning.build(request) for request in requests]
+    for request, plan in zip(requests, planned, strict=True):
+        selection.require_chips(request)
+        selection.require_packages(engine_spec(plan.engine))
+    records: list[Record] = []
+    for number, plan in enumerate(planned):
+        # A port of its own for each run: another node may be quicker to begin the next one.
+        own = plan.model_copy(update={"launch": pod_command(plan.topology, node, node.port + number)})
+        run_dir = prepare_run_dir(own, options.out)
+        console.print(f"node {node.rank} of {node.count}: run folder {run_dir}", soft_wrap=True)
+        outcome = launch_run(own, run_dir, command_line(), console, node.rank)
+        if node.rank == 0:
+            records.append(finish(run_dir, console))
+        if outcome.interrupted:
+            return records, EXIT_INTERRUPTED
+        if outcome.exit_code != 0:
+            return records, EXIT_FAILED
+    return records, exit_code(records) if node.rank == 0 else EXIT_OK
+
+
+def _on_nodes(request: Request, node: Node) -> Request:
+    return replace(request, world=(node.count, request.config.value.topology.chips_per_node))
 
 
 def finish(run_dir: Path, console: Console, language: Language = "zh") -> Record:
     """Record and report of the run in ``run_dir``, whatever state it was left in."""
     from core.report.run_report import write_run_report
 
-    record = write_record(run_dir)
-    write_run_report(run_dir, record, language)
+    try:
+        record = write_record(run_dir)
+        write_run_report(run_dir, record, language)
+    except OSError as error:
+        record = build_record(run_dir)
+        console.print(
+            f"the record cannot be kept: {error.strerror}; make room and run python -m core report {run_dir}",
+            soft_wrap=True,
+        )
     if record.status == "ok":
         console.print(f"ok: {record.id}", soft_wrap=True)
     else:

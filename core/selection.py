@@ -15,7 +15,7 @@ from core.plan import Request
 from core.plugins import Present, Vendor
 from schemas.hyperparameters import OverrideValue
 
-CAN_BE_NONE = ("data.path", "weights", "schedule_steps")
+CAN_BE_NONE = ("data.path", "weights", "schedule_steps", "pipeline_layers")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def require_packages(engine: EngineSpec) -> None:
     if missing:
         raise DeviceError(
             f"engine {engine.name} needs {' and '.join(missing)}, not installed for {sys.executable}",
-            "pip install 'accelmark[train]' (or 'accelmark[deepspeed]'), or take another engine with --engine",
+            f"pip install 'accelmark[{engine.extra}]', or take another engine with --engine",
         )
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core import environment, process
+from core import environment, notices, process, stacks
 from core.errors import AccelMarkError
 from core.events import EventLog
+from core.gather import exchange
+from core.guard import Close, Guard
 from core.launch import RUN_DIR_VARIABLE
+from core.layout import coordinates
 from core.plugins import Vendor, load_in_worker
+from core.watch import RankWatch
 from schemas import event as ev
 from schemas.plan import Plan
 
@@ -28,6 +36,11 @@ if TYPE_CHECKING:
     from schemas.chip import Device
 
 PLAN_FILE = "plan.json"
+EXIT_UNWRITABLE = 74
+"""Of a worker that cannot write its events; EX_IOERR of sysexits.h."""
+_UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO}
+PATIENCE_S = 120.0
+"""The ranks' own time-out in a collective comes this much later than the launcher's, which says more."""
 
 
 @dataclass(frozen=True)
@@ -46,33 +59,72 @@ class Rank:
 
 def main() -> int:
     """Entry of a worker that ``core.run`` launched: the plan lies in the run folder."""
-    process.die_with_parent()
+    process.die_with_parent(RUN_DIR_VARIABLE)
     run_dir = Path(os.environ[RUN_DIR_VARIABLE])
     rank = Rank.from_environment()
+    stacks.dump_on_request(run_dir, rank.rank)
     _log_to_file(run_dir, rank)
     plan = Plan.model_validate_json((run_dir / PLAN_FILE).read_text(encoding="utf-8"))
-    return work(plan, run_dir, rank)
+    return work(plan, run_dir, rank, partial(meeting_store, rank) if plan.topology.nodes > 1 else None)
 
 
-def work(plan: Plan, run_dir: Path, rank: Rank, store: Store | None = None) -> int:
+def meeting_store(rank: Rank) -> Store:
+    """Where the ranks of all nodes meet, as the launcher's variables say."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store: Store = next(rendezvous("env://", rank.rank, rank.world_size))[0]
+    return store
+
+
+def work(
+    plan: Plan,
+    run_dir: Path,
+    rank: Rank,
+    open_store: Callable[[], Store] | None = None,
+    close: Close | None = None,
+) -> int:
     """Do this rank's part and return the exit code.
 
-    ``store`` is where the ranks meet; None takes the launcher's.
+    ``open_store`` gives where the ranks meet, and where their events are gathered at the end; None leaves both to
+    the launcher. ``close`` is called last, with the exit code, where no launcher of ours watches.
     """
     log = EventLog(run_dir, rank.rank)
     log.emit(ev.PhaseEvent, phase="start")
     worker = _Worker(plan, rank, log)
+    watch = None if close is None else RankWatch(rank.rank, plan.measure, time.monotonic())
+    store: Store | None = None
+
+    def last(code: int) -> None:
+        if store is not None:
+            exchange(store, run_dir, rank.rank, rank.world_size, failed=code != 0)
+        if close is not None:
+            close(code)
+
+    guard = Guard(log, run_dir, lambda: worker.step, watch, last, orderly=open_store is not None)
     try:
-        worker.run(store)
+        store = open_store() if open_store is not None else None
+        with notices.recorded(log):
+            worker.run(store)
+        log.emit(ev.FinishEvent)
+        code = 0
     except BaseException as error:  # whatever ends this rank, the record has to say so
-        status, reason = _classify(error)
-        code = error.exit_code if isinstance(error, AccelMarkError) else 1
-        trace = traceback.format_exc()
-        log.emit(ev.ErrorEvent, status=status, step=worker.step, reason=reason, traceback=trace, exit_code=code)
+        code = _report(error, worker.step, log)
+    guard.main_thread_ended(code)
+    return code
+
+
+def _report(error: BaseException, step: int | None, log: EventLog) -> int:
+    """Say what ended this rank, and return its exit code."""
+    status, reason = _classify(error)
+    code = error.exit_code if isinstance(error, AccelMarkError) else 1
+    step = getattr(error, "step", step)  # a loss is read when later steps are queued already
+    trace = traceback.format_exc()
+    try:
+        log.emit(ev.ErrorEvent, status=status, step=step, reason=reason, traceback=trace, exit_code=code)
         traceback.print_exc()
-        return code
-    log.emit(ev.FinishEvent)
-    return 0
+    except OSError:
+        return EXIT_UNWRITABLE
+    return EXIT_UNWRITABLE if isinstance(error, OSError) and error.errno in _UNWRITABLE else code
 
 
 class _Worker:
@@ -114,11 +166,21 @@ class _Worker:
         where = None if device.type == "cpu" else torch.device(device.torch_device)
         dist.init_process_group(
             device.collective_backend,
+            timeout=self._patience(),
             store=store,
             rank=self._rank.rank if store else -1,
             world_size=self._rank.world_size if store else -1,
             device_id=where,
         )
+        world = dist.group.WORLD
+        if where is not None and world is not None and not world._get_backend(where).supports_splitting:
+            # torch makes a mesh's groups by splitting a bound one, which some collective libraries cannot.
+            world.bound_device_id = None
+
+    def _patience(self) -> timedelta:
+        measure = self._plan.measure
+        longest_s = max(measure.start_timeout_s, measure.setup_timeout_s, measure.timeout_s)
+        return timedelta(seconds=longest_s + PATIENCE_S)
 
     def _train(self, vendor: Vendor, device: Device) -> None:
         import torch
@@ -155,9 +217,9 @@ class _Worker:
         if rank.local_rank == 0:
             data_folder(plan.data, hp.sequence_length, vocab_size)
         dist.barrier()
-        world = plan.parallel.dp
+        replica = coordinates(plan.parallel, rank.rank).data
         reader = open_data(
-            plan.data, hp, vocab_size, rank=rank.rank, world_size=world, verify=rank.local_rank == 0
+            plan.data, hp, vocab_size, rank=replica, world_size=plan.parallel.dp, verify=rank.local_rank == 0
         )
         manifest = reader.manifest
         self._log.emit(
@@ -172,6 +234,7 @@ class _Worker:
     def _set_up_engine(self, vendor: Vendor, device: Device) -> Engine:
         from core import cases
         from core.engines.base import load_engine
+        from core.models.fingerprint import weights_sha256
 
         plan = self._plan
         engine = load_engine(plan.engine)(plan, device)
@@ -187,6 +250,7 @@ class _Worker:
             parameters_embedding=facts.parameters.embedding,
             weights=facts.weights,
             optimizer=facts.optimizer,
+            weights_sha256=weights_sha256(plan, engine.device),
         )
         return engine
 

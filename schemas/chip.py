@@ -101,4 +101,6 @@ class TelemetryReading(Schema):
     temperature_c: float | None = None
     utilisation_percent: NonNegativeFloat | None = None
     sm_clock_mhz: NonNegativeFloat | None = None
+    clock_limits: tuple[str, ...] | None = None
+    """What holds the clocks down at this moment; empty where nothing does."""
     memory_used_gib: NonNegativeFloat | None = None

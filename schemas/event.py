@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Union
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
 from schemas.base import Schema
 from schemas.chip import Device, MemoryReading, TelemetryReading
@@ -47,6 +47,8 @@ class ModelEvent(_Event):
     weights: Literal["random", "pretrained"]
     optimizer: str
     """Class of the optimizer that really steps, after ``optimizer_wrap``."""
+    weights_sha256: str | None = None
+    """Identifies the initial weights; see ``core.models.fingerprint``."""
     notes: dict[str, str] = {}
 
 
@@ -80,6 +82,8 @@ class StepEvent(_Event):
     real_tokens: NonNegativeInt
     padded_tokens: NonNegativeInt
     memory_allocated_gib: NonNegativeFloat | None = None
+    data_wait_s: NonNegativeFloat | None = None
+    """How long this rank waited for its batch; all ranks of a step share its time, but not this."""
 
 
 class WindowEvent(_Event):
@@ -115,6 +119,21 @@ class WarningEvent(_Event):
     message: str
 
 
+class HeartbeatEvent(_Event):
+    """The process is alive; no progress by itself."""
+
+    kind: Literal["heartbeat"] = "heartbeat"
+    step: NonNegativeInt | None
+    """The step that was begun last; None before the first."""
+
+
+class SpeedEvent(_Event):
+    """How long this rank's device takes alone, without a collective, for a fixed matrix product."""
+
+    kind: Literal["speed"] = "speed"
+    product_s: PositiveFloat
+
+
 class ErrorEvent(_Event):
     """The rank failed."""
 
@@ -135,7 +154,7 @@ class FinishEvent(_Event):
 Event = Annotated[
     Union[
         PhaseEvent, DeviceEvent, ModelEvent, DataEvent, StepEvent, WindowEvent,
-        MemoryEvent, TelemetryEvent, WarningEvent, ErrorEvent, FinishEvent,
+        MemoryEvent, TelemetryEvent, WarningEvent, HeartbeatEvent, SpeedEvent, ErrorEvent, FinishEvent,
     ],
     Field(discriminator="kind"),
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from schemas.chip import ChipSpec
 from schemas.event import EventAdapter
 from schemas.plan import Plan
 from schemas.record import Record
+from schemas.reference import ReferenceCurve
 from schemas.report import Report
 
 FOLDER: Final = Path(__file__).resolve().parent / "json"
@@ -31,6 +32,7 @@ EXPORTED: Final[Mapping[str, TypeAdapter[Any]]] = {
     "event": EventAdapter,
     "record": TypeAdapter(Record),
     "report": TypeAdapter(Report),
+    "reference": TypeAdapter(ReferenceCurve),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from schemas.base import Schema
+from schemas.units import PipelineLayers
 
 Precision = Literal["fp32", "tf32", "amp", "fp16", "bf16", "fp8"]
 Attention = Literal["eager", "sdpa", "flex"]
@@ -32,7 +33,13 @@ class HyperParameters(Schema):
     """GAS, micro-batches per optimizer step."""
 
     tensor_parallel: PositiveInt = 1
+    sequence_parallel: bool = False
+    """Split norms and residuals along the sequence over the tensor parallel ranks, too (arXiv 2205.05198)."""
     pipeline_parallel: PositiveInt = 1
+    virtual_pipeline_stages: PositiveInt = 1
+    """Stages that each pipeline rank holds; more than 1 interleaves them (arXiv 2104.04473)."""
+    pipeline_layers: PipelineLayers | None = None
+    """Layers of each stage, where they are not split evenly: ``19-20-21-20``, from the first layer on."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """What data parallel ranks shard: 0 nothing, 1 optimizer state, 2 + gradients, 3 + parameters."""
     offload: Literal["none", "optimizer"] = "none"
@@ -70,8 +77,16 @@ class Measure(Schema):
     steps: PositiveInt = 20
     min_window_s: NonNegativeFloat = 30.0
     """Applies on an accelerator; the reference chip stops after ``steps``."""
+    repeat: PositiveInt = 1
+    """Windows measured one after the other; the record carries each, their mean and their spread."""
+    max_spread: NonNegativeFloat = 0.03
+    """(largest - smallest) / mean of the repeats' throughput above which the record warns."""
+    start_timeout_s: PositiveFloat = 600.0
+    """How long a rank may take to start and meet the others; a run with one that takes longer is ended."""
+    setup_timeout_s: PositiveFloat = 3600.0
+    """How long data, model, compilation and the first step may each take."""
     timeout_s: PositiveFloat = 1800.0
-    """The launcher ends a run that reports no progress for this long."""
+    """How long each later step, and the end, may take."""
 
 
 OverrideValue = bool | int | float | str | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import JsonValue, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from schemas.base import SCHEMA_VERSION, Name, Schema
 from schemas.case import DataSpec, TokenizerSpec
@@ -12,6 +12,28 @@ from schemas.chip import ChipSpec, PeakPrecision
 from schemas.hyperparameters import HyperParameters, Measure, OverrideValue
 from schemas.model import DecoderSpec
 from schemas.units import Parallel, Topology
+
+
+class RankPlace(Schema):
+    """What one rank of a model that is split over ranks holds."""
+
+    rank: NonNegativeInt
+    tensor: NonNegativeInt
+    """Its place among the ranks that share every layer; likewise along the pipeline and among the replicas."""
+    pipeline: NonNegativeInt
+    data: NonNegativeInt
+    layers: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
+    """First and last layer (from 0) of each of its stages."""
+    parameters: PositiveInt
+
+
+class Placement(Schema):
+    """Who holds what, and what the pipeline costs."""
+
+    ranks: tuple[RankPlace, ...] = Field(min_length=1)
+    bubble_fraction: NonNegativeFloat
+    """Share of a step that a pipeline rank waits for others, if all stages take equally long."""
+    bubble_source: str
 
 
 class Plan(Schema):
@@ -45,10 +67,12 @@ class Plan(Schema):
     global_batch_size: PositiveInt
     """Sequences per optimizer step: LBS × GAS × DP."""
     tokens_per_step: PositiveInt
+    placement: Placement | None = None
+    """None where no model is split over ranks."""
     compute_precision: PeakPrecision
     """What the matrix products run in; its peak is the MFU's denominator."""
     engine_config: dict[str, JsonValue]
-    """The engine's own configuration (DeepSpeed's JSON), derived."""
+    """The engine's own configuration (DeepSpeed's JSON, Megatron's arguments), derived."""
     launch: tuple[str, ...]
     """The line that starts the workers: on this machine, or on each node of several."""
     launch_env: dict[str, str]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from typing_extensions import Self
 
 from schemas.base import SCHEMA_VERSION, Name, RecordId, Schema
 from schemas.event import Status
@@ -19,6 +20,10 @@ class Throughput(Schema):
     tokens_per_second_per_chip: PositiveFloat
     """Real tokens (without padding) per second and chip: the reports' ``token/p/s``."""
     padded_tokens_per_second_per_chip: PositiveFloat | None = None
+    repeats: tuple[PositiveFloat, ...] = ()
+    """Tokens per second and chip of each window, where several were measured; the value above is their mean."""
+    spread: NonNegativeFloat | None = None
+    """(largest - smallest) / mean of ``repeats``."""
     measured_steps: PositiveInt | None = None
     window_s: PositiveFloat | None = None
     step_time_mean_s: PositiveFloat | None = None
@@ -75,6 +80,8 @@ class Telemetry(Schema):
     temperature_max_c: float | None = None
     utilisation_mean_percent: NonNegativeFloat | None = None
     sm_clock_mean_mhz: NonNegativeFloat | None = None
+    clock_limits: dict[str, NonNegativeFloat] | None = None
+    """What held the clocks down -> share of the samples; empty where nothing did."""
     energy_per_token_j: PositiveFloat | None = None
 
 
@@ -84,6 +91,42 @@ class Parameters(Schema):
     total: PositiveInt
     trainable: NonNegativeInt
     embedding: NonNegativeInt
+
+
+ConditionName = Literal["loss", "first_loss", "gradient_norm", "early_gradient_norm"]
+
+
+class AlignmentCondition(Schema):
+    """A mean relative error against the reference, and the largest that is allowed; see docs/alignment.md."""
+
+    name: ConditionName
+    first_step: PositiveInt
+    last_step: PositiveInt
+    """The error is the mean over these steps, both included."""
+    error: NonNegativeFloat
+    tolerance: PositiveFloat
+
+    @property
+    def holds(self) -> bool:
+        """Whether the run is close enough to the reference."""
+        return self.error <= self.tolerance
+
+
+class Alignment(Schema):
+    """How closely the run's curves follow a reference curve (是否精度对齐)."""
+
+    reference: Name
+    reference_sha256: str
+    steps: PositiveInt
+    """Optimizer steps that were compared: all of the reference."""
+    conditions: tuple[AlignmentCondition, ...] = Field(min_length=1)
+    recipe_differences: dict[str, str] = {}
+    """Setting -> the run's and the reference's value, where the optimizer's recipe differs."""
+
+    @property
+    def aligned(self) -> bool:
+        """The verdict: every condition holds."""
+        return all(condition.holds for condition in self.conditions)
 
 
 class Record(Schema):
@@ -120,11 +163,15 @@ class Record(Schema):
     accuracy: dict[str, NonNegativeFloat] = {}
     aligned: bool | None = None
     """Whether the loss curve follows the reference (是否精度对齐); None where it was not compared."""
+    alignment: Alignment | None = None
+    """What ``aligned`` was judged by; None for published records, too."""
     telemetry: Telemetry = Telemetry()
     parameters: Parameters | None = None
     tokens_trained: NonNegativeInt | None = None
     epochs: NonNegativeInt | None = None
     data_manifest_sha256: str | None = None
+    weights_sha256: str | None = None
+    """Identifies the initial weights."""
     environment: dict[str, str] = {}
     math_mode: dict[str, str] = {}
     optimizer: str | None = None
@@ -134,6 +181,12 @@ class Record(Schema):
     command: str | None = None
     plan: Plan | None = None
     """None for published records."""
+
+    @model_validator(mode="after")
+    def _verdict_is_that_of_the_alignment(self) -> Self:
+        if self.alignment is not None and self.aligned is not self.alignment.aligned:
+            raise ValueError(f"aligned is {self.aligned}, its alignment says {self.alignment.aligned}")
+        return self
 
     @property
     def rankable(self) -> bool:

@@ -1,7 +1,8 @@
 """The notations of the published reports, each parsed and rendered losslessly.
 
 ``H800x2x8`` (topology), ``TP4PP8DP1`` (parallel layout), ``77/80`` (memory), ``GAS=64(globalbs=2M tokens)``
-(hyper-parameter changes), ``16.3%``. For every unit ``parse(text).render() == text``, and back.
+(hyper-parameter changes), ``16.3%``; and one of our own, ``19-20-21-20`` (layers of pipeline stages). For every
+unit ``parse(text).render() == text``, and back.
 """
 
 from __future__ import annotations
@@ -143,6 +144,24 @@ class Parallel(Unit):
     def world_size(self) -> int:
         """Ranks in all."""
         return self.tp * self.pp * self.dp
+
+
+class PipelineLayers(Unit):
+    """Layers of each pipeline stage, from the first layer on; interleaved, rank r has stages r, r + PP, ..."""
+
+    notation: ClassVar[str] = "19-20-21-20"
+    pattern: ClassVar[str] = f"{_COUNT}(?:-{_COUNT})*"
+
+    counts: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+    @classmethod
+    @override
+    def _fields(cls, text: str) -> dict[str, Any]:
+        return {"counts": tuple(int(count) for count in cls._match(text)[0].split("-"))}
+
+    @override
+    def render(self) -> str:
+        return "-".join(map(str, self.counts))
 
 
 NonNegativeDecimal = Annotated[Decimal, Field(ge=0), AfterValidator(Decimal.copy_abs)]

@@ -19,6 +19,7 @@ from core.cli import print_json
 from core.engines.catalog import ENGINES
 from core.launch import ROOT
 from core.selection import missing_packages
+from core.user_chips import VARIABLE, user_chips
 
 LOWEST_TORCH = (2, 6)
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, console: Console) -> int:
     """Look at everything; exit code 3 when something will not work."""
-    checks = [*_python(), *_engines(), *_vendors(), *_chips(), *_shadowing()]
+    checks = [*_python(), *_engines(), *_vendors(), *_user_chips(), *_chips(), *_shadowing()]
     if arguments.json:
         print_json([asdict(check) for check in checks])
     else:
@@ -87,6 +88,14 @@ def _vendors() -> Iterator[Check]:
             yield Check(what, "problem", f"provided twice; choose with --vendor {found.name}@{found.distribution}")
         else:
             yield Check(what, "ok", f"{len(found.vendor.chips)} chips")
+
+
+def _user_chips() -> Iterator[Check]:
+    """The user's own chip file: an entry whose vendor is misspelt would be passed over in silence."""
+    for chip in user_chips():
+        installed = plugins.is_installed(chip.vendor)
+        text = "overrides the plugin's" if installed else "is of no installed vendor, so nothing uses it"
+        yield Check(f"{VARIABLE} {chip.vendor}/{chip.name}", "ok" if installed else "problem", text)
 
 
 def _chips() -> Iterator[Check]:

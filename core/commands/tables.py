@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
-from schemas.plan import Plan
+from schemas.plan import Placement, Plan
 from schemas.record import Record
 from schemas.units import Percent
 
@@ -81,3 +81,18 @@ def plan_table(plan: Plan) -> Table:
     for name, value in derived.items():
         table.add_row(name, str(value), "derived")
     return table
+
+
+def placement_table(placement: Placement) -> Table:
+    """Every rank's place and what it holds."""
+    table = Table("rank", "TP", "PP", "DP", "layers", "parameters", title="placement")
+    for place in placement.ranks:
+        layers = ", ".join(f"{first}-{last}" for first, last in place.layers)
+        numbers = (place.rank, place.tensor, place.pipeline, place.data)
+        table.add_row(*map(str, numbers), layers, f"{place.parameters:,}")
+    return table
+
+
+def bubble_line(placement: Placement) -> str:
+    """What the pipeline costs, and by which formula."""
+    return f"pipeline bubble: {Percent.of_fraction(placement.bubble_fraction)}, {placement.bubble_source}"

@@ -80,9 +80,12 @@ def _config(loaded: LoadedCase, config: Config) -> Iterator[Result]:
 
 
 def _sheets(loaded: LoadedCase) -> Iterator[Result]:
-    """Reports and records load, and every typed cell says what was printed; a sheet's own mistakes are notes."""
+    """Reports, records and references load, and every typed cell says what was printed.
+
+    A sheet's own mistakes are notes.
+    """
     from core.report.check import check
-    from core.report.load import load_records, load_reports
+    from core.report.load import load_records, load_references, load_reports
 
     try:
         records = load_records(loaded.folder / "records")
@@ -96,3 +99,9 @@ def _sheets(loaded: LoadedCase) -> Iterator[Result]:
         yield Result(f"{loaded.case.name} reports", "error", str(error))
     else:
         yield Result(f"{loaded.case.name} records", "ok", f"{len(records)} records")
+    try:
+        references = load_references(loaded.folder / "references")
+    except AccelMarkError as error:
+        yield Result(f"{loaded.case.name} references", "error", str(error))
+    else:
+        yield Result(f"{loaded.case.name} references", "ok", f"{len(references)} references")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from core.data.loader import StepBatch
 from core.engines.catalog import engine_spec
+from core.errors import DeviceError
 from core.models.decoder import Decoder
-from core.models.initialise import ParameterCount, Place, initialise_random, load_safetensors
+from core.models.initialise import ParameterCount, Place, T, initialise_random, load_safetensors
 from schemas.chip import Device
 from schemas.plan import Plan
 
-BuildModel = Callable[[int], Decoder]
-"""Pipeline stage -> model on the meta device; the bound hook ``build_model``."""
+BuildModel = Callable[[int], nn.Module]
+"""Pipeline stage -> its model, without values yet; the bound hook ``build_model``."""
 OptimizerWrap = Callable[[torch.optim.Optimizer, nn.Module], torch.optim.Optimizer]
 """The bound hook ``optimizer_wrap``."""
 
@@ -53,6 +54,8 @@ class Engine(ABC):
         self.plan = plan
         self.hp = plan.hyper_parameters
         self.device = torch.device(device.torch_device)
+        self.data_group: dist.ProcessGroup | None = None
+        """The ranks that hold the other parts of the batch; None for all ranks."""
 
     @abstractmethod
     def setup(self, build_model: BuildModel, optimizer_wrap: OptimizerWrap) -> ModelFacts:
@@ -72,13 +75,26 @@ class Engine(ABC):
         kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
         return ModelFacts(counted, weights, kind)
 
-    def initialise(self, model: Decoder, place: Place) -> None:
-        """Fill the parameters, one at a time, from the plan's weights or at random."""
-        named = model.named_parameters()
+    def decoder(self, model: nn.Module) -> Decoder:
+        """``model``, if it is a whole one as core builds it; DeviceError when a vendor's hook built another."""
+        if isinstance(model, Decoder):
+            return model
+        raise DeviceError(
+            f"hook build_model returned a {type(model).__name__}, engine {self.plan.engine} trains a Decoder",
+            f"return a core.models.decoder.Decoder from the plugin of vendor {self.plan.vendor!r}",
+        )
+
+    def initialise(
+        self, targets: Iterable[tuple[str, T]], place: Place[T], elsewhere: Collection[str] = ()
+    ) -> None:
+        """Fill what ``targets`` name, one tensor at a time, from the plan's weights or at random.
+
+        ``elsewhere``: names of the model's tensors that other ranks fill.
+        """
         if self.plan.weights is not None:
-            load_safetensors(named, Path(self.plan.weights), place)
+            load_safetensors(targets, Path(self.plan.weights), place, elsewhere=elsewhere)
         else:
-            initialise_random(named, self.plan.model, self.hp.seed, place)
+            initialise_random(targets, self.plan.model, self.hp.seed, place)
 
     def gradient_scale(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """Factor for a rank's summed loss, and the global batch's label tokens, both on the device.
@@ -89,7 +105,7 @@ class Engine(ABC):
         """
         # Filled on the device: a copy from the host would wait for everything that is queued there.
         tokens = torch.full((), float(batch.label_tokens), dtype=torch.float32, device=self.device)
-        dist.all_reduce(tokens)
+        dist.all_reduce(tokens, group=self.data_group)
         return self.plan.parallel.dp / tokens, tokens
 
     def global_loss(self, cross_entropy_sum: Tensor, tokens: Tensor) -> Tensor:

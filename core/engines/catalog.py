@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from core.errors import UsageError
 from schemas.hyperparameters import OptimizerState, Precision
@@ -23,6 +24,13 @@ class EngineSpec:
     offloads: tuple[str, ...]
     model_parallel: bool
     """Whether it splits a model over ranks (TP, PP)."""
+    autocast_dtypes: tuple[Literal["bf16", "fp16"], ...] = ("bf16", "fp16")
+    losses: tuple[str, ...] = ("full", "chunked")
+    z_loss: bool = True
+    extra: str = "train"
+    """The extra of this distribution that installs ``packages``."""
+    model_builder: str = "core.models.factory:build_decoder"
+    """``module:callable``, called with the plan and the pipeline stage: what core builds for it."""
 
 
 ENGINES = (
@@ -45,6 +53,22 @@ ENGINES = (
         optimizer_states=("fp32",),
         offloads=("none", "optimizer"),
         model_parallel=False,
+        extra="deepspeed",
+    ),
+    EngineSpec(
+        name="megatron",
+        implementation="core.engines.megatron.engine:MegatronEngine",
+        packages=("torch", "megatron.core"),
+        precisions=("fp32", "tf32", "amp", "bf16"),
+        zero_stages=(0, 1),  # 1 is its distributed optimizer
+        optimizer_states=("fp32",),
+        offloads=("none",),
+        model_parallel=True,
+        autocast_dtypes=("bf16",),
+        losses=("full",),
+        z_loss=False,
+        extra="megatron",
+        model_builder="core.engines.megatron.model:build_stage",
     ),
 )
 

@@ -26,13 +26,13 @@ class DeepSpeedEngine(Engine):
 
         The whole model lies on each device for a moment, in its own precision and without optimizer state.
         """
-        model = build_model(0)
+        model = self.decoder(build_model(0))
         counted = count_parameters(model)
         model.apply_activation_checkpointing()
         model.compile_blocks()
         model = model.to(PARAMETER_DTYPES.get(self.hp.precision, torch.float32))
         model.to_empty(device=self.device)
-        self.initialise(model, place_plain)
+        self.initialise(model.named_parameters(), place_plain)
         optimizer = optimizer_wrap(build_optimizer(model.parameters(), self.hp), model)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=dict(self.plan.engine_config), dist_init_required=False

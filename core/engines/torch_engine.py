@@ -36,7 +36,7 @@ class TorchEngine(Engine):
 
     def setup(self, build_model: BuildModel, optimizer_wrap: OptimizerWrap) -> ModelFacts:
         """Build on meta, shard, materialise this rank's part, initialise it, and build the optimizer."""
-        model = build_model(0)
+        model = self.decoder(build_model(0))
         counted = count_parameters(model)
         model.apply_activation_checkpointing()
         model.compile_blocks()
@@ -46,7 +46,7 @@ class TorchEngine(Engine):
         if sharded:
             self._shard(model)
         model.to_empty(device=self.device)
-        self.initialise(model, place_dtensor if sharded else place_plain)
+        self.initialise(model.named_parameters(), place_dtensor if sharded else place_plain)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = optimizer_wrap(build_optimizer(self._parameters, self.hp), model)
         self._model: nn.Module = model if sharded or dist.get_world_size() == 1 else self._replicate(model)

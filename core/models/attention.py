@@ -50,17 +50,29 @@ def alibi_slopes(num_heads: int) -> list[float]:
     return series(closest) + series(2 * closest)[::2][: num_heads - closest]
 
 
-def build_context(
-    spec: DecoderSpec, kind: Attention, length: int, device: torch.device, dtype: torch.dtype
+ALL_HEADS = slice(None)
+
+
+def build_context(  # noqa: PLR0913 - what the context depends on
+    spec: DecoderSpec,
+    kind: Attention,
+    length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    heads: slice = ALL_HEADS,
 ) -> AttentionContext:
-    """What attention over ``length`` tokens needs; ``dtype`` is what the queries will come in."""
+    """What attention over ``length`` tokens needs; ``dtype`` is what the queries will come in.
+
+    ``heads`` are those of the model's heads that this process has, where they are split over several.
+    """
     # A tensor made in inference mode could not be used by a later training step.
     with torch.inference_mode(False), torch.no_grad():
         rotary = slopes = None
         if spec.position == "rope":
             rotary = rotary_tables(length, spec.head_size, spec.rope_theta, device)
         else:
-            slopes = torch.tensor(alibi_slopes(spec.num_heads), device=device, dtype=torch.float32)
+            slopes = torch.tensor(alibi_slopes(spec.num_heads)[heads], device=device, dtype=torch.float32)
         if kind == "flex":
             mask = create_block_mask(_causal, None, None, length, length, device=device)
             return AttentionContext(kind, rotary, None, slopes, mask, torch.compile(flex_attention))
@@ -68,6 +80,22 @@ def build_context(
             return AttentionContext(kind, rotary)
         bias = _causal_bias(slopes, length, device)
         return AttentionContext(kind, rotary, bias if kind == "eager" else bias.to(dtype))
+
+
+class ContextCache:
+    """The context of the length, device and type that were asked for last; an S x S bias can be large."""
+
+    def __init__(self, spec: DecoderSpec, kind: Attention, heads: slice = ALL_HEADS) -> None:
+        self._spec, self._kind, self._heads = spec, kind, heads
+        self._last: tuple[tuple[int, torch.device, torch.dtype], AttentionContext] | None = None
+
+    def get(self, length: int, device: torch.device, dtype: torch.dtype) -> AttentionContext:
+        """As :func:`build_context`."""
+        key = (length, device, dtype)
+        if self._last is None or self._last[0] != key:
+            self._last = None
+            self._last = key, build_context(self._spec, self._kind, *key, heads=self._heads)
+        return self._last[1]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext) -> Tensor:

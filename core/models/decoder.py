@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from core.errors import UsageError
-from core.models.attention import AttentionContext, build_context
+from core.models.attention import AttentionContext, ContextCache
 from core.models.cross_entropy import Losses, chunked_cross_entropy, full_cross_entropy
 from core.models.layers import RMSNorm, SwiGLU
 from schemas.hyperparameters import Checkpointing, HyperParameters
@@ -48,7 +48,7 @@ class DecoderBlock(nn.Module):
         # No random numbers are drawn, so none need be replayed.
         recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         if self.checkpointing == "selective":
-            recompute = partial(recompute, context_fn=_selective_contexts)
+            recompute = partial(recompute, context_fn=selective_contexts)
         out: Tensor = recompute(self._layer, hidden, context)
         return out
 
@@ -68,7 +68,7 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(DecoderBlock(spec, attention_type(spec)) for _ in range(spec.num_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-        self._contexts: dict[tuple[int, torch.device, torch.dtype], AttentionContext] = {}
+        self._contexts = ContextCache(spec, hp.attention)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids ``[B, S]`` to normalised hidden states ``[B, S, hidden]``."""
@@ -80,17 +80,13 @@ class Trunk(nn.Module):
         return out
 
     def _context(self, hidden: Tensor) -> AttentionContext:
-        """The context of this length; only the last is remembered (an S x S bias can be large)."""
+        """The context for states of this length and type."""
         device = hidden.device
         if self.attention_kind == "flex" and device.type == "cpu" and torch.is_grad_enabled():
             self._refuse_training_with_flex_on_cpu()
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else hidden.dtype
-        key = (hidden.shape[1], device, dtype)
-        if key not in self._contexts:
-            self._contexts.clear()
-            self._contexts[key] = build_context(self.spec, self.attention_kind, *key)
-        return self._contexts[key]
+        return self._contexts.get(hidden.shape[1], device, dtype)
 
     def _refuse_training_with_flex_on_cpu(self) -> None:
         if any(parameter.requires_grad for parameter in self.parameters()):
@@ -217,4 +213,5 @@ def _selective_policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> Check
     return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-_selective_contexts = partial(create_selective_checkpoint_contexts, _selective_policy)
+selective_contexts = partial(create_selective_checkpoint_contexts, _selective_policy)
+"""``context_fn`` of a checkpoint that keeps the results of matrix products and of fused attention."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from core.errors import UsageError
 from schemas.model import DecoderSpec
 
-NamedParameters = Iterable[tuple[str, nn.Parameter]]
-Place = Callable[[nn.Parameter, Tensor], None]
-"""Copies a full tensor into a parameter, or this rank's part of it: ``place(parameter, full)``."""
+
+class Target(Protocol):
+    """Where a tensor of the released checkpoint goes: a parameter, or what knows its part in some parameters."""
+
+    @property
+    def shape(self) -> torch.Size: ...  # noqa: D102
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+
+T = TypeVar("T", bound=Target)
+Place = Callable[[T, Tensor], None]
+"""Copies a full tensor into a target, or this rank's part of it: ``place(target, full)``."""
 Shapes = Mapping[str, torch.Size]
 """Full shapes by name, for parameters that do not show theirs (ZeRO stage 3); take them on meta."""
 
@@ -62,10 +73,10 @@ def place_dtensor(parameter: nn.Parameter, full: Tensor) -> None:
 
 
 def initialise_random(  # noqa: PLR0913
-    named_parameters: NamedParameters,
+    named_parameters: Iterable[tuple[str, T]],
     spec: DecoderSpec,
     seed: int,
-    place: Place,
+    place: Place[T],
     *,
     shapes: Shapes | None = None,
     device: torch.device | None = None,
@@ -95,19 +106,25 @@ def parameter_seed(seed: int, name: str) -> int:
 
 
 def load_safetensors(
-    named_parameters: NamedParameters, folder: Path, place: Place, *, shapes: Shapes | None = None
+    named_parameters: Iterable[tuple[str, T]],
+    folder: Path,
+    place: Place[T],
+    *,
+    shapes: Shapes | None = None,
+    elsewhere: Collection[str] = (),
 ) -> None:
     """Reads every parameter from ``folder``'s safetensors (a single file, or several with an index).
 
-    Names, shapes and types are checked before the first parameter is written; ``rotary_emb.inv_freq``, which
-    some checkpoints carry, is passed over. Raises UsageError that names the file and the tensor.
+    ``elsewhere`` names tensors that must be there, too, but that other ranks read. Names, shapes and types are
+    checked before the first parameter is written; ``rotary_emb.inv_freq``, which some checkpoints carry, is passed
+    over. Raises UsageError that names the file and the tensor.
     """
     from safetensors import SafetensorError, safe_open
 
     parameters = dict(named_parameters)
     expected = {name: shapes[name] if shapes else parameter.shape for name, parameter in parameters.items()}
-    files = _files_by_tensor(folder)
-    _check_names(folder, set(expected), set(files))
+    files = files_by_tensor(folder)
+    _check_names(folder, {*expected, *elsewhere}, set(files))
     with ExitStack() as stack:
         readers: dict[Path, Any] = {}
         for path in sorted(set(files.values())):
@@ -124,8 +141,8 @@ def load_safetensors(
 _FETCH_AGAIN = "check the folder that 'weights' names, or fetch its files again"
 
 
-def _files_by_tensor(folder: Path) -> dict[str, Path]:
-    """Tensor name to file, from the index or else from the only file."""
+def files_by_tensor(folder: Path) -> dict[str, Path]:
+    """Tensor name to file, from the index or else from the only file; UsageError where ``folder`` has neither."""
     index = folder / _INDEX
     if index.exists():
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from core.report.cells import percent
-from core.report.say import item_list, significant, verbatim
+from core.report.markdown import escape
+from core.report.say import item_list, share, significant, verbatim
 from schemas.base import Text
 from schemas.plan import Plan
 from schemas.record import Record
@@ -20,9 +21,21 @@ def run_details(record: Record, plan: Plan) -> TextItem:
         entries.append(_entry("非正式原因", "Unofficial because", verbatim(record.unofficial_reason)))
     if record.status == "ok":
         entries += [*_timing(record, plan), *_utilisation(record), *_memory(record), *_energy(record)]
+        entries += _alignment(record)
     entries += [_entry("警告", "Warning", verbatim(message)) for message in record.warnings]
     title = Text(zh=f"运行 {record.run}", en=f"Run {record.run}")
     return TextItem(text=title, children=item_list("-", entries))
+
+
+def _alignment(record: Record) -> list[Item]:
+    alignment = record.alignment
+    if alignment is None:
+        return []
+    errors = ", ".join(f"{c.name} {share(c.error)} (≤ {share(c.tolerance)})" for c in alignment.conditions)
+    name, steps = escape(alignment.reference), alignment.steps
+    zh = f"与参考曲线 {name} {'' if alignment.aligned else '未'}对齐（{steps} 步）：{errors}"
+    en = f"{'' if alignment.aligned else 'not '}aligned with reference curve {name} ({steps} steps): {errors}"
+    return [_entry("精度对齐", "Alignment", Text(zh=zh, en=en))]
 
 
 def _entry(zh: str, en: str, value: Text) -> EntryItem:

@@ -1,4 +1,4 @@
-"""Reads a case's reports and records; what is wrong with a file is told by file, field and value."""
+"""Reads a case's reports, records and reference curves; of a wrong file it tells file, field and value."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from core.errors import UsageError
 from schemas.base import explain
 from schemas.record import Record
+from schemas.reference import ReferenceCurve
 from schemas.report import Report
 
-_S = TypeVar("_S", Report, Record)
+_S = TypeVar("_S", Report, Record, ReferenceCurve)
 
 
 def load_reports(folder: Path) -> tuple[Report, ...]:
@@ -29,6 +30,19 @@ def load_records(folder: Path) -> dict[str, Record]:
     UsageError names the file, the field and the value that is wrong.
     """
     return {path.stem: _load(path, Record) for path in sorted(folder.glob("*.json"))}
+
+
+def load_references(folder: Path) -> tuple[ReferenceCurve, ...]:
+    """Every ``*.json`` reference curve in ``folder``, by name; none where the folder does not exist.
+
+    UsageError names the file, the field and the value that is wrong.
+    """
+    return tuple(load_reference(path) for path in sorted(folder.glob("*.json")))
+
+
+def load_reference(path: Path) -> ReferenceCurve:
+    """The reference curve in file ``path``; UsageError names the file, the field and the value that is wrong."""
+    return _load(path, ReferenceCurve)
 
 
 def _load(path: Path, schema: type[_S]) -> _S:

@@ -62,6 +62,8 @@ _COLUMNS: tuple[Column, ...] = (
     ValueColumn(shows="mfu_palm", title="MFU(PaLM)"),
     ValueColumn(shows="status", title=Text(zh="状态", en="Status")),
 )
+_ALIGNED = ValueColumn(shows="aligned", title=Text(zh="是否精度对齐", en="Aligned"))
+"""After the loss, as in the published sheets; shown where a record was compared with a reference curve."""
 
 
 def _shown(name: Text, column: str, note: Text) -> Metric:
@@ -100,6 +102,7 @@ def measured_report(records: Sequence[Record], task: Text | None = None) -> Repo
     """
     first = _require_one_sheet(records)
     plans = [_require_plan(record) for record in records]
+    columns = _columns(records)
     environment = [
         _section(Text(zh="硬件环境", en="Hardware"), _hardware(records)),
         _section(Text(zh="软件环境", en="Software"), _software(records)),
@@ -114,7 +117,9 @@ def measured_report(records: Sequence[Record], task: Text | None = None) -> Repo
         item_list("*", [TextItem(text=Text(zh="通用指标", en="Common metrics"))]),
         MetricTable(rows=_metrics(records, task)),
         item_list("*", [TextItem(text=PERFORMANCE)]),
-        PerformanceTable(columns=_COLUMNS, rows=tuple(_row(*pair) for pair in zip(records, plans, strict=True))),
+        PerformanceTable(
+            columns=columns, rows=tuple(_row(columns, *pair) for pair in zip(records, plans, strict=True))
+        ),
         item_list("*", [_details(records, plans)]),
     )
     return Report(
@@ -238,11 +243,18 @@ def _weights(record: Record) -> Text:
     return Text(zh="预训练", en="pretrained") if pretrained else Text(zh="随机初始化", en="random initialisation")
 
 
-def _row(record: Record, plan: Plan) -> Row:
+def _columns(records: Sequence[Record]) -> tuple[Column, ...]:
+    if all(record.aligned is None for record in records):
+        return _COLUMNS
+    after = next(place for place, column in enumerate(_COLUMNS, start=1) if column.shows == "loss")
+    return (*_COLUMNS[:after], _ALIGNED, *_COLUMNS[after:])
+
+
+def _row(columns: Sequence[Column], record: Record, plan: Plan) -> Row:
     if plan.remark is None or not record.fix_hp or not record.official:
         return Row(record=record.id)
     remark = plan.remark.replace("(", "[").replace(")", "]")
-    cells = [Cell(remark=remark) if column.shows == "fix_hp" else Cell() for column in _COLUMNS]
+    cells = [Cell(remark=remark) if column.shows == "fix_hp" else Cell() for column in columns]
     return Row(record=record.id, cells=tuple(cells))
 
 

@@ -1,4 +1,4 @@
-"""Curves of one run as SVG files. The only module that needs matplotlib, which it imports when it draws."""
+"""Curves of one run as SVG files. matplotlib is imported when something is drawn."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from schemas.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+ALIGNMENT_PLOT = "alignment.svg"
+"""What ``align`` leaves in a run's folder."""
 
 _SVG_SETTINGS = {"svg.hashsalt": "accelmark", "svg.fonttype": "path"}
 """A fixed salt for the ids, and glyphs as outlines: the same record gives the same bytes."""
@@ -91,15 +94,19 @@ def write_plots(run_dir: Path, record: Record) -> list[str]:
 
     ImportError without matplotlib.
     """
-    import matplotlib
-
     written = []
     for curve in curves(record):
-        figure = draw(curve, record)
-        with matplotlib.rc_context(_SVG_SETTINGS):
-            figure.savefig(run_dir / f"{curve.name}.svg", format="svg", metadata={"Date": None, "Creator": None})
+        save_svg(draw(curve, record), run_dir / f"{curve.name}.svg")
         written.append(f"{curve.name}.svg")
     return written
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write ``figure``; the same figure gives the same bytes."""
+    import matplotlib
+
+    with matplotlib.rc_context(_SVG_SETTINGS):
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
 def _tokens_per_second_per_chip(record: Record) -> list[float]:

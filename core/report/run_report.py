@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.report.measured import measured_report
-from core.report.plots import curves, write_plots
+from core.report.plots import ALIGNMENT_PLOT, curves, write_plots
 from core.report.render import render_report
 from schemas.base import Text
 from schemas.record import Record
@@ -40,4 +40,6 @@ def _curve_text(run_dir: Path, record: Record, language: Language) -> str:
         names = write_plots(run_dir, record)
     except ImportError:
         return _NO_MATPLOTLIB.in_language(language)
+    if record.alignment is not None and (run_dir / ALIGNMENT_PLOT).is_file():
+        names.append(ALIGNMENT_PLOT)
     return "\n\n".join(f"![{Path(name).stem}]({name})" for name in names)

@@ -80,8 +80,12 @@ def _technique(plan: Plan) -> Text:
 
 def _details(plan: Plan) -> Text:
     layout = plan.parallel
-    sizes = [f"TP_SIZE={layout.tp}"] * (layout.tp > 1) + [f"PP_SIZE={layout.pp}"] * (layout.pp > 1)
-    return verbatim(", ".join([f"ZeRO stage {plan.hyper_parameters.zero_stage}", *sizes, f"DP_SIZE={layout.dp}"]))
+    hp = plan.hyper_parameters
+    sizes = [f"TP_SIZE={layout.tp}"] * (layout.tp > 1) + ["sequence parallel"] * hp.sequence_parallel
+    sizes += [f"PP_SIZE={layout.pp}"] * (layout.pp > 1)
+    sizes += [f"VPP_SIZE={hp.virtual_pipeline_stages}"] * (hp.virtual_pipeline_stages > 1)
+    sizes += [] if hp.pipeline_layers is None else [f"layers {hp.pipeline_layers}"]
+    return verbatim(", ".join([f"ZeRO stage {hp.zero_stage}", *sizes, f"DP_SIZE={layout.dp}"]))
 
 
 def _switch(on: bool) -> Text:

@@ -63,14 +63,24 @@ def init_device(plan: Plan) -> Device:
 
 @hookimpl
 def prepare_engine(plan: Plan) -> None:
+    """Let the CPU stand in for CUDA in megatron-core; prepare DeepSpeed."""
+    if plan.engine == "megatron":
+        import torch
+
+        from core.engines.megatron.facade import install
+
+        install(torch.device("cpu"))
+    if plan.engine == "deepspeed":
+        _prepare_deepspeed()
+
+
+def _prepare_deepspeed() -> None:
     """Point DeepSpeed at the CPU, and keep it from compiling its shared-memory collective.
 
     That operator would take half a minute and need a C++ compiler; gloo does without. ``DS_ACCELERATOR`` is what
     DeepSpeed reads while it is imported. Its table of usable operators is made, with compiler calls, when it is
     first looked at, and only there: an empty one in its place means that none is usable.
     """
-    if plan.engine != "deepspeed":
-        return
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed.ops
     from deepspeed.accelerator import set_accelerator

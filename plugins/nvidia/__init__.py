@@ -13,7 +13,6 @@ from core.errors import DeviceError
 from plugins.nvidia import telemetry
 from plugins.nvidia.chips import CHIPS, match
 from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
-from schemas.units import GIB
 
 if TYPE_CHECKING:
     from schemas.hyperparameters import Precision
@@ -42,11 +41,14 @@ def launch_env(plan: Plan) -> dict[str, str]:
 
     On an H200 (torch 2.11), batches of varied length reserved 12.1 GiB with growing segments and 22.8 GiB without,
     11.7 GiB of it allocated, at the same speed. torch has renamed the variable and still prefers the old name, so
-    nothing is added where a user has set that. NCCL's defaults need no help.
+    nothing is added where a user has set that. NCCL's defaults need no help. Megatron starts a collective before
+    the product that is to hide it, which only one queue to the device keeps in order.
     """
     added = {"OMP_NUM_THREADS": str(max(1, usable_cores() // plan.topology.chips_per_node))}
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         added["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    if plan.engine == "megatron":
+        added["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     return added
 
 
@@ -119,18 +121,11 @@ def _pin_math_mode(precision: Precision) -> dict[str, str]:
 
 @hookimpl(wrapper=True)
 def collect_memory(device: Device) -> Generator[None, MemoryReading, MemoryReading]:
-    """Core's reading, with the device-wide peak added.
-
-    The driver keeps no peak. It is what cudaMemGetInfo calls used now, by everything on the device, plus what
-    torch's allocator has given back since its own peak; contexts and NCCL's buffers only grow during a run.
-    """
-    import torch
+    """Core's reading, with the device-wide peak added."""
+    from core.memory import with_device_peak
 
     reading = yield
-    free, total = torch.cuda.mem_get_info(device.index)
-    stats = torch.cuda.memory_stats(device.index)
-    returned = stats["reserved_bytes.all.peak"] - stats["reserved_bytes.all.current"]
-    return reading.model_copy(update={"peak_device_gib": min(total, total - free + returned) / GIB})
+    return with_device_peak(reading, device)
 
 
 @hookimpl

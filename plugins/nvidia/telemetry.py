@@ -99,11 +99,13 @@ def sample(index: int) -> TelemetryReading | None:
     power_mw = known(lib, lambda: lib.nvmlDeviceGetPowerUsage(handle))
     memory = known(lib, lambda: lib.nvmlDeviceGetMemoryInfo(handle))
     utilisation = known(lib, lambda: lib.nvmlDeviceGetUtilizationRates(handle))
+    reasons = known(lib, lambda: lib.nvmlDeviceGetCurrentClocksEventReasons(handle))
     return TelemetryReading(
         power_w=None if power_mw is None else power_mw / 1000,
         temperature_c=known(lib, lambda: lib.nvmlDeviceGetTemperature(handle, lib.NVML_TEMPERATURE_GPU)),
         utilisation_percent=None if utilisation is None else utilisation.gpu,
         sm_clock_mhz=known(lib, lambda: lib.nvmlDeviceGetClockInfo(handle, lib.NVML_CLOCK_SM)),
+        clock_limits=None if reasons is None else _clock_limits(lib, reasons),
         memory_used_gib=None if memory is None else memory.used / GIB,
     )
 
@@ -133,7 +135,7 @@ def describe(index: int) -> dict[str, str]:
         "gpu_power_limit_w": None if limit_mw is None else f"{limit_mw / 1000:g}",
         "gpu_ecc": None if ecc is None else ("on" if ecc else "off"),
         "gpu_nvlinks": _nvlinks(lib, handle),
-        "gpu_clock_limits": None if reasons is None else _clock_limits(lib, reasons),
+        "gpu_clock_limits": None if reasons is None else ", ".join(_clock_limits(lib, reasons)) or "none",
     }
     return {name: value for name, value in facts.items() if value is not None}
 
@@ -147,5 +149,5 @@ def _nvlinks(lib: Any, handle: Any) -> str | None:
     return str(sum(told)) if told else None
 
 
-def _clock_limits(lib: Any, reasons: int) -> str:
-    return ", ".join(text for name, text in _CLOCK_LIMITS.items() if reasons & getattr(lib, name)) or "none"
+def _clock_limits(lib: Any, reasons: int) -> tuple[str, ...]:
+    return tuple(text for name, text in _CLOCK_LIMITS.items() if reasons & getattr(lib, name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,10 +46,24 @@ def test_the_variables_of_the_list_hold_no_secrets_by_name() -> None:
 def test_every_fact_is_a_text_with_something_in_it() -> None:
     facts = environment.describe()
     assert facts["python"] == platform.python_version()
-    assert {"machine", "cpu", "cpu_cores", "memory_gib", "os", "kernel"} <= facts.keys()
+    assert {"machine", "cpu", "cpu_cores", "memory_gib", "os", "kernel", "host", "network"} <= facts.keys()
     assert all(facts.values())
     assert float(facts["memory_gib"]) > 0
     assert DeviceEvent.model_fields["environment"].annotation == dict[str, str]
+
+
+def test_plugins_add_variables_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCL_RINGS", "8")
+    monkeypatch.delenv("ACCL_TREES", raising=False)
+    assert environment.variables(("ACCL_RINGS", "ACCL_TREES")) == {"env ACCL_RINGS": "8"}
+
+
+def test_what_a_vendor_s_library_does_not_tell_is_left_out() -> None:
+    def fails() -> str:
+        raise AttributeError("no such symbol in libaccl.so")
+
+    readers = {"accl": lambda: (2, 1), "driver": lambda: None, "firmware": fails, "toolkit": lambda: "4.2"}
+    assert environment.told(readers) == {"accl": "(2, 1)", "toolkit": "4.2"}
 
 
 def test_libraries_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +97,31 @@ def test_workers_get_the_users_variables_over_the_vendors(
     assert (made["ACCL_RINGS"], made["OMP_NUM_THREADS"]) == ("8", "4")
     assert made["PYTHONPATH"].split(":") == [str(launch.ROOT), "/mine"]
     assert (made["PYTHONSAFEPATH"], made[launch.RUN_DIR_VARIABLE]) == ("1", str(tmp_path))
+
+
+def test_a_container_is_known_by_its_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KUBERNETES_SERVICE_HOST", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
+        monkeypatch.delenv(name, raising=False)
+    marks: set[str] = set()
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) in marks)
+    assert environment.container() is None
+    marks.add("/run/.containerenv")
+    assert environment.container() == "podman"
+    marks.add("/.dockerenv")
+    assert environment.container() == "docker"
+    monkeypatch.setenv("APPTAINER_CONTAINER", "/a.sif")
+    assert environment.container() == "apptainer"
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert environment.container() == "kubernetes"
+
+
+def test_the_network_names_what_is_up_with_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def state(isup: bool, speed: int) -> SimpleNamespace:
+        return SimpleNamespace(isup=isup, speed=speed)
+
+    states = {"lo": state(True, 0), "eth0": state(True, 25000), "ib0": state(True, 0), "eth1": state(False, 10)}
+    monkeypatch.setattr(environment.psutil, "net_if_stats", lambda: states)
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([]))
+    assert environment.network() == "eth0 25000 Mb/s, ib0"
+    monkeypatch.setattr(environment.psutil, "net_if_stats", dict)
+    assert environment.network() == "loopback only"

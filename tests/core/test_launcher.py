@@ -99,7 +99,8 @@ def launched(tmp_path: Path, make_plan: Callable[..., Plan]) -> Callable[..., Ou
     """Launches a Python script in the place of torch's agent."""
 
     def launch(script: str, timeout_s: float = 60.0) -> Outcome:
-        plan = make_plan(topology="X1x1x1", sets={"measure.timeout_s": str(timeout_s)})
+        sets = {f"measure.{name}timeout_s": str(timeout_s) for name in ("", "setup_", "start_")}
+        plan = make_plan(topology="X1x1x1", sets=sets)
         plan = plan.model_copy(update={"launch": ("python", "-c", dedent(script))})
         console = Console(file=io.StringIO())
         outcome = launch_run(plan, tmp_path, "accelmark run toy", console)
@@ -133,7 +134,8 @@ def test_a_run_without_progress_is_ended_as_hanging(launched: Callable[..., Outc
     started = time.monotonic()
     outcome = launched(script, timeout_s=1.5)
     assert outcome.hang is not None
-    assert outcome.hang.endswith("(measure.timeout_s is 1.5)")
+    assert outcome.hang.startswith("rank 0 before it started has no process: no progress for ")
+    assert outcome.hang.endswith("(measure.start_timeout_s is 1.5)")
     assert outcome.exit_code == -signal.SIGTERM
     assert time.monotonic() - started < 30
 

@@ -6,7 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from core.optimizers import StochasticAdamW, stochastic_bf16
+from core.optimizers import StochasticAdamW, build_optimizer, stochastic_bf16
+from schemas.hyperparameters import HyperParameters
 
 SETTINGS = {"lr": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
 
@@ -61,3 +62,29 @@ def test_grad_scale_equals_scaled_gradients() -> None:
         optimizer.step()
         weights.append(parameter.detach().clone())
     assert torch.equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize(
+    ("device_type", "kernel", "fused"), [("cpu", False, None), ("cpu", True, True), ("acme", False, True)]
+)
+def test_the_fused_step_needs_a_kernel_on_a_device_that_torch_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, device_type: str, kernel: bool, fused: bool | None
+) -> None:
+    """The device is the CPU; which type counts as out-of-tree is what differs."""
+    asked = []
+
+    def has_kernel(operator: str, key: str) -> bool:
+        asked.append((operator, key))
+        return kernel
+
+    monkeypatch.setattr(torch._C, "_get_privateuse1_backend_name", lambda: device_type)
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", has_kernel)
+    hp = HyperParameters(precision="bf16", local_batch_size=1, sequence_length=8, learning_rate=1e-3)
+    weight = torch.nn.Parameter(torch.ones(2))
+    for given in ([weight], [{"params": [weight]}]):
+        assert build_optimizer(given, hp).defaults["fused"] is fused
+    assert asked == ([("aten::_fused_adamw_", "PrivateUse1")] * 2 if device_type == "cpu" else [])
+
+
+def test_torch_still_has_the_kernel_that_is_asked_for() -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_adamw_", "CPU")

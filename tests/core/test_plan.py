@@ -17,6 +17,7 @@ from core.selection import parse_sets
 from schemas.case import Case
 from schemas.hyperparameters import HyperParameters
 from schemas.plan import Plan
+from schemas.units import PipelineLayers
 
 MakePlan = Callable[..., Plan]
 CONFIG, RUN = "config_X1x2x8.py", "config_X1x2x8.py, run base"
@@ -325,16 +326,29 @@ def test_what_a_case_leaves_out_is_the_default(toy: Case, make_plan: MakePlan) -
             assert plan.origins[name] == "default"
 
 
+@pytest.mark.parametrize("layer", ["run", "sets"])
+def test_a_list_of_layers_is_written_as_text(make_plan: MakePlan, layer: str) -> None:
+    given = {"pipeline_layers": "1-3", "pipeline_parallel": 2}
+    plan = make_plan(engine="megatron", **{layer: {"fix_hp": given} if layer == "run" else given})
+    assert plan.hyper_parameters.pipeline_layers == PipelineLayers(counts=(1, 3))
+    assert plan.fix_hp["pipeline_layers"] == "1-3"
+    assert plan.engine_config["transformer"]["pipeline_model_parallel_layout"] == "Et*1|t*3L"  # type: ignore[index, call-overload]
+    assert json.loads(plan.model_dump_json())["hyper_parameters"]["pipeline_layers"] == "1-3"
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_a_list_in_another_notation_is_told(make_plan: MakePlan) -> None:
+    error = refusal(make_plan, engine="megatron", sets={"pipeline_layers": "1,3"})
+    assert "--set: pipeline_layers: '1,3' is not a PipelineLayers; write it like '19-20-21-20'" in error.what
+    assert error.fix == "correct pipeline_layers in --set"
+
+
+def test_a_list_that_does_not_fit_is_answered_with_one_that_does(make_plan: MakePlan) -> None:
+    error = refusal(make_plan, engine="megatron", sets={"pipeline_layers": "1-2", "pipeline_parallel": "2"})
+    assert error.fix == "the nearest plan that works: --set pipeline_layers=2-2"
+
+
 def test_settings_of_every_type_can_be_given_as_text(make_plan: MakePlan) -> None:
     sets = {"zero_stage": "2", "compile": "true", "learning_rate": "3e-4", "schedule_steps": "none", "seed": "7"}
     hp = make_plan(sets=parse_sets([f"{key}={value}" for key, value in sets.items()])).hyper_parameters
     assert (hp.zero_stage, hp.compile, hp.learning_rate, hp.schedule_steps, hp.seed) == (2, True, 3e-4, None, 7)
-
-
-def test_torchrun_hands_over_every_word_of_the_launch_line(make_plan: MakePlan) -> None:
-    """torchrun's parser takes a word that begins like one of its own options, unless it is told where they end."""
-    run = pytest.importorskip("torch.distributed.run")
-    line = make_plan().launch
-    given = run.get_args_parser().parse_args(list(line[1:]))
-    assert (given.training_script, given.run_path) == ("core.run", False)
-    assert given.training_script_args == ["toy", "--config", "X1x2x8", "--run", "base"]

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core import plan_checks
+from core import proposal as proposals
 from core.engines.catalog import ENGINES, EngineSpec, engine_spec
-from core.plan_checks import CHECKS, Proposal, nearest, refusals
+from core.plan_checks import CHECKS, nearest, refusals
+from core.proposal import Proposal
 from schemas.chip import ChipSpec
 from schemas.hyperparameters import HyperParameters
 from schemas.model import DecoderSpec
-from schemas.units import Topology
+from schemas.units import PipelineLayers, Topology
 
 MODEL: dict[str, Any] = {
     "factory": "m:f", "nominal_parameters": 1, "hidden_size": 96, "intermediate_size": 96, "num_layers": 6,
@@ -54,14 +55,15 @@ def split_engine(monkeypatch: pytest.MonkeyPatch) -> str:
     def spec(name: str) -> EngineSpec:
         return MEGATRON_LIKE if name == "split" else engine_spec(name)
 
-    monkeypatch.setattr(plan_checks, "engine_spec", spec)
+    monkeypatch.setattr(proposals, "engine_spec", spec)
     return "split"
 
 
 @pytest.mark.parametrize("engine", [engine.name for engine in ENGINES])
 def test_an_ordinary_plan_is_not_refused(engine: str) -> None:
-    assert refusals(proposal(engine)) == []
-    assert nearest(proposal(engine)) == {}
+    ordinary = proposal(engine, zero_stage=engine_spec(engine).zero_stages[-1])
+    assert refusals(ordinary) == []
+    assert nearest(ordinary) == {}
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,75 @@ def test_a_split_that_cannot_be(
     assert nearest(wanted) == dict(zip(("tensor_parallel", "pipeline_parallel"), change, strict=True))
 
 
+MEGATRON: dict[str, Any] = {"engine": "megatron", "zero_stage": 1, "vocab_size": 96}
+
+
+def layers(text: str) -> PipelineLayers:
+    return PipelineLayers.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason", "change"),
+    [
+        ({"precision": "fp16"}, "engine megatron does not run precision fp16 (only fp32, tf32, amp, bf16)",
+         {"precision": "bf16"}),
+        ({"precision": "amp", "autocast_dtype": "fp16"}, "engine megatron runs amp with no fp16 (only bf16)",
+         {"autocast_dtype": "bf16"}),
+        ({"zero_stage": 3}, "engine megatron has no ZeRO stage 3 (only 0, 1)", {"zero_stage": 1}),
+        ({"loss": "chunked"}, "engine megatron computes no chunked loss (only full)", {"loss": "full"}),
+        ({"z_loss": 1e-4}, "engine megatron has no z-loss (z_loss is 0.0001)", {"z_loss": 0.0}),
+        ({"tensor_parallel": 4, "vocab_size": 90},
+         "TP4 does not divide the intermediate size 96 and the vocabulary of 90",
+         {"tensor_parallel": 2, "pipeline_parallel": 1}),
+        ({"virtual_pipeline_stages": 2}, "2 virtual pipeline stages need a pipeline (PP is 1)",
+         {"virtual_pipeline_stages": 1}),
+        ({"pipeline_parallel": 2, "virtual_pipeline_stages": 2, "gradient_accumulation_steps": 2},
+         "PP2 × 2 virtual stages do not divide 6 layers", {"virtual_pipeline_stages": 1}),
+        ({"pipeline_parallel": 2, "virtual_pipeline_stages": 3, "gradient_accumulation_steps": 5},
+         "interleaved stages take micro-batches in groups of PP2, which does not divide GAS 5",
+         {"gradient_accumulation_steps": 6}),
+        ({"pipeline_layers": "6"}, "pipeline_layers 6 needs a pipeline (PP is 1)", {"pipeline_layers": None}),
+        ({"pipeline_parallel": 4, "pipeline_layers": "2-2-2"},
+         "pipeline_layers 2-2-2 has 3 stages and 6 layers, the model 4 stages and 6 layers",
+         {"pipeline_layers": layers("2-2-1-1")}),
+        ({"pipeline_parallel": 2, "pipeline_layers": "4-3"},
+         "pipeline_layers 4-3 has 2 stages and 7 layers, the model 2 stages and 6 layers",
+         {"pipeline_layers": layers("3-3")}),
+        ({"sequence_parallel": True},
+         "sequence_parallel: has no tensor parallel ranks to split over (TP is 1)", {"sequence_parallel": False}),
+        ({"sequence_parallel": True, "tensor_parallel": 2, "sequence_length": 2047},
+         "sequence_parallel: TP2 does not divide 2047", {"sequence_parallel": False}),
+        ({"activation_checkpointing": "selective", "tensor_parallel": 2},
+         "selective checkpointing under TP2 gives wrong gradients without sequence_parallel",
+         {"sequence_parallel": True}),
+        ({"activation_checkpointing": "selective", "tensor_parallel": 2, "sequence_length": 2047},
+         "selective checkpointing under TP2 gives wrong gradients without sequence_parallel",
+         {"activation_checkpointing": "full"}),
+    ],
+)  # fmt: skip
+def test_what_megatron_would_do_wrong_or_not_at_all(
+    values: dict[str, Any], reason: str, change: dict[str, Any]
+) -> None:
+    (refusal,) = refusals(proposal(**(MEGATRON | values)))
+    assert (refusal.reason, refusal.change) == (reason, change)
+    assert nearest(proposal(**(MEGATRON | values))) == change
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pipeline_parallel": 4, "pipeline_layers": "1-2-2-1"},
+        {"pipeline_parallel": 2, "virtual_pipeline_stages": 2, "pipeline_layers": "1-1-2-2",
+         "gradient_accumulation_steps": 2},
+        {"pipeline_parallel": 2, "virtual_pipeline_stages": 3, "gradient_accumulation_steps": 4},
+        {"tensor_parallel": 4, "pipeline_parallel": 2, "sequence_parallel": True,
+         "activation_checkpointing": "selective", "compile": True},
+    ],
+)  # fmt: skip
+def test_what_megatron_can_do(values: dict[str, Any]) -> None:
+    assert refusals(proposal(**(MEGATRON | values))) == []
+
+
 def test_a_split_that_can_be_is_left_alone(split_engine: str) -> None:
     wanted = proposal(split_engine, tensor_parallel=4, pipeline_parallel=2)
     assert (refusals(wanted), wanted.data_parallel, wanted.global_batch_size) == ([], 2, 2)
@@ -143,6 +214,10 @@ def test_every_check_has_an_example_above() -> None:
         proposal("deepspeed", zero_stage=0, offload="optimizer", optimizer_state="8bit", sequences=1),
         proposal("deepspeed", compile=True, sequence_length=5000, schedule="linear"),
         proposal("torch", attention="flex", reference=True),
+        proposal("megatron", loss="chunked", z_loss=1e-4, precision="amp", autocast_dtype="fp16"),
+        proposal("megatron", tensor_parallel=8, activation_checkpointing="selective"),
+        proposal("megatron", virtual_pipeline_stages=2, sequence_parallel=True, pipeline_layers="6"),
+        proposal("megatron", pipeline_parallel=2, virtual_pipeline_stages=2),
     ]
     silent = [check.__name__ for check in CHECKS if not any(check(example) for example in examples)]
     assert silent == []
@@ -152,6 +227,14 @@ HYPER_PARAMETERS = st.fixed_dictionaries(
     {
         "tensor_parallel": st.integers(1, 12),
         "pipeline_parallel": st.integers(1, 12),
+        "virtual_pipeline_stages": st.integers(1, 6),
+        "pipeline_layers": st.none()
+        | st.lists(st.integers(1, 9), min_size=1, max_size=12).map(lambda counts: "-".join(map(str, counts))),
+        "sequence_parallel": st.booleans(),
+        "activation_checkpointing": st.sampled_from(["none", "selective", "full"]),
+        "loss": st.sampled_from(["full", "chunked"]),
+        "z_loss": st.sampled_from([0.0, 1e-4]),
+        "autocast_dtype": st.sampled_from(["bf16", "fp16"]),
         "precision": st.sampled_from(["fp32", "tf32", "amp", "fp16", "bf16", "fp8"]),
         "optimizer_state": st.sampled_from(["fp32", "bf16_stochastic", "8bit"]),
         "zero_stage": st.integers(0, 3),
@@ -189,7 +272,7 @@ def test_the_nearest_plan_can_be(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            plan_checks, "engine_spec", lambda name: MEGATRON_LIKE if name == "split" else engine_spec(name)
+            proposals, "engine_spec", lambda name: MEGATRON_LIKE if name == "split" else engine_spec(name)
         )
         wanted = proposal(engine, world, reference=reference, sequences=sequences, **hp, **model)
         changes = nearest(wanted)

@@ -173,6 +173,19 @@ def test_throughput_is_of_all_ranks_over_the_slowest_ones_window(whole: RunFolde
     assert throughput.step_time_p95_s == 2.21
 
 
+def test_tokens_of_a_replica_that_is_split_over_ranks_count_once(make_folder: MakeFolder) -> None:
+    """TP2 DP2: two replicas, each read by two ranks."""
+    folder = make_folder("toy-X1x1x4-base-1", "X1x1x4", engine="megatron", run={"fix_hp": {"tensor_parallel": 2}})
+    for rank in range(4):
+        folder.start(rank)
+        folder.train(rank)
+        folder.finish(rank)
+    throughput = folder.record().throughput
+    assert throughput is not None
+    assert throughput.tokens_per_second_per_chip == 2 * 2000 / 40.0 / 4
+    assert throughput.padded_tokens_per_second_per_chip == 2 * 2560 / 40.0 / 4
+
+
 def test_mfu_is_of_the_plans_peak_and_the_built_models_parameters(whole: RunFolder) -> None:
     record = whole.record()
     assert record.mfu.flagperf == pytest.approx(6 * 7e9 * 40 / 989e12)
@@ -205,6 +218,12 @@ def test_what_the_reader_must_know_of_data_time_and_machine(whole: RunFolder) ->
     assert (record.environment, record.math_mode) == ({"driver": "570.0"}, {"tf32": "off"})
     assert (record.optimizer, record.warnings) == ("acme.FusedAdamW", ("telemetry stopped",))
     assert (record.started_unix_s, record.duration_s) == (1e9, 45.0)
+
+
+def test_what_every_rank_warns_of_is_told_once(whole: RunFolder) -> None:
+    for rank, message in ((0, "attention is slow"), (1, "attention is slow"), (1, "telemetry stopped")):
+        whole.emit(rank, ev.WarningEvent, message=message)
+    assert whole.record().warnings == ("attention is slow", "telemetry stopped")
 
 
 def test_telemetry_counts_inside_the_window_only(make_folder: MakeFolder) -> None:
@@ -314,7 +333,7 @@ def test_a_rank_that_was_killed_comes_before_the_peers_it_left(make_folder: Make
     folder.outcome(exit_code=1, lost={1: "was ended by signal 9 (SIGKILL)", 0: "ended with exit code 1"})
     record = folder.record()
     assert record.status == "crashed"
-    assert record.reason == "rank 1 was ended by signal 9 (SIGKILL)"
+    assert record.reason == "rank 1 before it started was ended by signal 9 (SIGKILL)"
 
 
 def test_a_rank_that_aborts_since_a_peer_is_gone_is_not_the_cause(make_folder: MakeFolder) -> None:
@@ -330,7 +349,10 @@ def test_ranks_that_all_abort_are_told(make_folder: MakeFolder) -> None:
     folder.outcome(exit_code=1, lost={1: "was ended by signal 6 (SIGABRT)", 0: "was ended by signal 6 (SIGABRT)"})
     record = folder.record()
     assert record.status == "crashed"
-    assert record.reason == "rank 1 was ended by signal 6 (SIGABRT); rank 0 was ended by signal 6 (SIGABRT)"
+    assert record.reason == (
+        "rank 1 before it started was ended by signal 6 (SIGABRT); "
+        "rank 0 in phase setup was ended by signal 6 (SIGABRT)"
+    )
 
 
 def test_a_rank_that_ended_without_a_word(make_folder: MakeFolder) -> None:
@@ -340,9 +362,31 @@ def test_a_rank_that_ended_without_a_word(make_folder: MakeFolder) -> None:
         folder.train(rank)
     folder.finish(0)
     record = folder.record()  # without an outcome: the launcher was killed, too
-    assert (record.status, record.reason) == ("crashed", "rank 1 ended without finishing, after step 22")
+    reason = "rank 1 after step 22 ended without a word, and so did their launcher"
+    assert (record.status, record.reason) == ("crashed", reason)
     assert record.command == "unknown: the launcher did not end by itself"
     assert record.loss.last == 5.0 - 2.2
+
+
+def test_repeats_are_told_each_with_mean_and_spread(make_folder: MakeFolder) -> None:
+    folder = make_folder(run={"fix_hp": {"measure.repeat": 3}})
+    for rank in (0, 1):
+        folder.start(rank)
+        for window_s in (40.0, 50.0, 40.0)[: 3 - rank]:  # rank 1 was lost in the third
+            folder.train(rank, window_s=window_s)
+    record = folder.record()
+    assert record.throughput is not None
+    assert record.throughput.repeats == (50.0, 40.0)
+    assert record.throughput.tokens_per_second_per_chip == 45.0
+    assert record.throughput.spread == pytest.approx(10 / 45)
+    assert (record.throughput.window_s, record.throughput.measured_steps) == (90.0, 40)
+    assert record.warnings == ("the 2 repeats spread by 22.2%, more than measure.max_spread (3.0%)",)
+
+
+def test_a_single_window_has_no_spread(whole: RunFolder) -> None:
+    throughput = whole.record().throughput
+    assert throughput is not None
+    assert (throughput.repeats, throughput.spread) == ((), None)
 
 
 def test_half_of_the_ranks_windows_are_no_throughput(make_folder: MakeFolder) -> None:
@@ -351,6 +395,58 @@ def test_half_of_the_ranks_windows_are_no_throughput(make_folder: MakeFolder) ->
         folder.start(rank)
     folder.train(0)
     assert folder.record().throughput is None
+
+
+def test_a_rank_that_the_kernel_ended_for_lack_of_memory(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    for rank in (0, 1):
+        folder.start(rank)
+    folder.outcome(exit_code=1, lost={1: "was ended by signal 9 (SIGKILL)"}, oom_kills=1)
+    record = folder.record()
+    assert record.status == "oom"
+    assert record.reason == (
+        "rank 1 in phase setup was ended by signal 9 (SIGKILL), "
+        "and the kernel ended 1 processes for lack of host memory"
+    )
+
+
+def test_a_lost_node_is_named_with_its_ranks(make_folder: MakeFolder) -> None:
+    folder = make_folder("toy-X1x2x2-base-1", "X1x2x2")
+    for rank in range(4):
+        folder.start(rank)
+    for rank in (0, 1):
+        folder.fail(rank, "crashed", "RuntimeError: Connection closed by peer", step=9)
+    folder.outcome(exit_code=1)
+    reason = "node 1 (rank 2, 3) in phase setup ended without a word"
+    assert (folder.record().status, folder.record().reason) == ("crashed", reason)
+
+
+def test_a_hang_comes_before_what_ending_it_made_of_the_ranks(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    folder.fail(0, "crashed", "RuntimeError: Connection closed by peer", step=9)
+    folder.outcome(hang="rank 1 is in nap (a.py:1)", exit_code=-9)
+    assert (folder.record().status, folder.record().reason) == ("hang", "rank 1 is in nap (a.py:1)")
+
+
+def test_slow_devices_and_slow_data_are_named(make_folder: MakeFolder) -> None:
+    folder = make_folder("toy-X1x1x4-base-1", "X1x1x4")
+    for rank in range(4):
+        folder.start(rank)
+        folder.emit(rank, ev.SpeedEvent, product_s=2e-5 if rank == 2 else 1e-5)
+        folder.step(rank, "measure", 3, data_wait_s=0.9 if rank == 1 else 0.01)
+    assert folder.record().warnings == (
+        "straggler: rank 2's device alone takes 2.0 times the others' time (20 us for a product)",
+        "straggler: rank 1 waits 0.9 s for its data in each step, the others 0.01 s",
+    )
+
+
+def test_ranks_that_are_alike_are_no_stragglers(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    for rank in (0, 1):
+        folder.start(rank)
+        folder.emit(rank, ev.SpeedEvent, product_s=1e-5 * (1 + 0.3 * rank))
+        folder.step(rank, "measure", 3, data_wait_s=0.05 * rank)
+    assert folder.record().warnings == ()
 
 
 @pytest.mark.parametrize("steps", [0, 5])
@@ -389,7 +485,7 @@ def test_nothing_at_all_started(make_folder: MakeFolder) -> None:
     folder.outcome(exit_code=1)
     record = folder.record()
     assert record.status == "crashed"
-    assert record.reason == "rank 0, 1 ended without finishing, before any worker started (see agent.log)"
+    assert record.reason == "rank 0, 1 before any worker started (see agent.log) ended without a word"
     assert (record.started_unix_s, record.duration_s, record.tokens_trained) == (None, None, None)
     assert (record.parameters, record.environment, record.loss.first) == (None, {}, None)
 

@@ -16,7 +16,17 @@ from schemas.report import Report, has_chinese
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = Path(__file__).parent / "published"
-SHEETS = {"H800_baichuan2_13b": "baichuan2_13b", "S4000_llama2_7b": "llama2_7b"}
+SHEETS = {
+    "H800_baichuan2_13b": "baichuan2_13b",
+    "S4000_llama2_7b": "llama2_7b",
+    "C500_llama2_70b": "llama2_70b",
+}
+TRAINED = {
+    "baichuan2_13b": ("pretrained", "openwebtext"),
+    "llama2_7b": ("pretrained", "openwebtext"),
+    "llama2_70b": ("random", "pile wikipedia"),
+}
+"""The weights that a sheet's runs started from, and their data."""
 Element = tuple[Any, ...]
 Elements = Callable[[str], list[Element]]
 
@@ -121,7 +131,7 @@ def test_published_records_say_what_they_are(case: str) -> None:
     published = [record for record in records.values() if record.source == "published"]
     assert published
     for record in published:
-        assert (record.status, record.weights, record.data) == ("ok", "pretrained", "openwebtext")
+        assert (record.status, record.weights, record.data) == ("ok", *TRAINED[case])
         assert record.plan is None
         assert record.rankable
 

@@ -1,16 +1,18 @@
-"""Plans, and an NVML that needs no driver."""
+"""Plans, an NVML that needs no driver, and what stands in for other vendors' tools and torch modules."""
 # ruff: noqa: N802, N815 - the stand-in has pynvml's names
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from plugins.nvidia import telemetry
 
 GIB = 1024**3
+SAMPLES = Path(__file__).parent / "samples"
 
 
 @dataclass
@@ -132,15 +134,122 @@ def gpu() -> type[FakeGpu]:
 def make_plan():
     """A plan with what plugins read of it."""
 
-    def make(precision="bf16", chip="H200", engine="torch", per_node=1):
+    def make(precision="bf16", chip="H200", engine="torch", per_node=1, **other):
         return SimpleNamespace(
             engine=engine,
             chip=SimpleNamespace(name=chip),
             topology=SimpleNamespace(chips_per_node=per_node),
-            hyper_parameters=SimpleNamespace(precision=precision),
+            compute_precision="bf16" if precision == "amp" else precision,
+            model=SimpleNamespace(head_size=other.get("head_size", 128)),
+            hyper_parameters=SimpleNamespace(
+                precision=precision,
+                attention=other.get("attention", "sdpa"),
+                offload=other.get("offload", "none"),
+            ),
         )
 
     return make
+
+
+@pytest.fixture
+def sample():
+    """The text of a file in ``samples``; its README tells where each comes from."""
+    return lambda name: (SAMPLES / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def tells(monkeypatch):
+    """Let a vendor's tool tell a text: ``tells(tool, text)``; None as where it is not installed."""
+
+    def let(tool, text):
+        monkeypatch.setattr(tool, "read", lambda: text)
+        monkeypatch.setattr(tool, "sample", lambda: text)
+
+    return let
+
+
+@dataclass
+class FakeTorchModule:
+    """The CUDA-shaped part of a vendor's torch module (``torch.musa``) that plugins and core call."""
+
+    name: str = "MTT S4000"
+    cards: int = 2
+    bf16: bool = True
+    selected: list[int] = field(default_factory=list)
+    used: int = 30 * GIB
+    capacity: int = 48 * GIB
+
+    def is_available(self):
+        return self.cards > 0
+
+    def device_count(self):
+        return self.cards
+
+    def set_device(self, index):
+        self.selected.append(index)
+
+    def get_device_name(self, index):
+        assert index < self.cards
+        return self.name
+
+    def is_bf16_supported(self):
+        return self.bf16
+
+    def get_device_capability(self, index):
+        assert index < self.cards
+        return 2, 2
+
+    def memory_stats(self, index):
+        assert index < self.cards
+        return {
+            "allocated_bytes.all.peak": 20 * GIB,
+            "reserved_bytes.all.peak": 25 * GIB,
+            "reserved_bytes.all.current": 24 * GIB,
+            "num_alloc_retries": 0,
+            "num_ooms": 0,
+        }
+
+    def mem_get_info(self, index):
+        assert index < self.cards
+        return self.capacity - self.used, self.capacity
+
+
+@pytest.fixture
+def put_torch_module(monkeypatch):
+    """Give torch a device type: ``put_torch_module("musa", name=...)``; torch itself does not know it."""
+    torch = pytest.importorskip("torch")
+    known = torch.get_device_module
+
+    def put(device_type, **changes):
+        module = FakeTorchModule(**changes)
+        monkeypatch.setattr(torch, device_type, module, raising=False)
+        monkeypatch.setattr(
+            torch,
+            "get_device_module",
+            lambda device=None: module if str(device).startswith(device_type) else known(device),
+        )
+        return module
+
+    return put
+
+
+@pytest.fixture
+def fake_deepspeed(monkeypatch):
+    """A ``deepspeed`` with the part that plugins prepare; the accelerators that it was given."""
+    accelerators = []
+    ops = ModuleType("deepspeed.ops")
+    ops.__compatible_ops__ = {"before": True}
+    accelerator = ModuleType("deepspeed.accelerator")
+    accelerator.set_accelerator = accelerators.append
+    mlu = ModuleType("deepspeed.accelerator.mlu_accelerator")
+    mlu.MLU_Accelerator = type("MLU_Accelerator", (), {})
+    package = ModuleType("deepspeed")
+    package.ops, package.accelerator, accelerator.mlu_accelerator = ops, accelerator, mlu
+    for module in (package, ops, accelerator, mlu):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setenv("DS_ACCELERATOR", "so that it is put back")
+    monkeypatch.delenv("DS_ACCELERATOR")
+    return SimpleNamespace(accelerators=accelerators, ops=ops)
 
 
 @pytest.fixture

@@ -171,10 +171,11 @@ def test_devices_are_numbered_as_cuda_numbers_them(plug_in, gpu, monkeypatch, va
 
 
 def test_a_sample_in_the_schema_s_units(plug_in, gpu):
-    plug_in(gpu(A))
+    plug_in(gpu(A, clock_reasons=0x4))
     assert select("nvidia").collect_telemetry(device(0)) == TelemetryReading(
-        power_w=345.6, temperature_c=55, utilisation_percent=98, sm_clock_mhz=1980, memory_used_gib=70
-    )
+        power_w=345.6, temperature_c=55, utilisation_percent=98, sm_clock_mhz=1980, memory_used_gib=70,
+        clock_limits=("power cap",),
+    )  # fmt: skip
 
 
 def test_a_sample_is_of_this_rank_s_gpu(plug_in, gpu, monkeypatch):
@@ -192,6 +193,7 @@ def test_a_sample_is_of_this_rank_s_gpu(plug_in, gpu, monkeypatch):
         ("utilisation", "utilisation_percent"),
         ("sm_mhz", "sm_clock_mhz"),
         ("memory_used", "memory_used_gib"),
+        ("clock_reasons", "clock_limits"),
     ],
 )
 def test_what_nvml_does_not_tell_is_none_and_the_rest_is_told(plug_in, gpu, field, reading):
@@ -240,6 +242,11 @@ def test_workers_share_the_cores_and_get_an_allocator_that_does_not_fragment(mak
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
     }
     assert nvidia.launch_env(make_plan(per_node=64))["OMP_NUM_THREADS"] == "1"
+
+
+def test_megatron_gets_one_queue_to_the_device(make_plan):
+    assert nvidia.launch_env(make_plan(engine="megatron"))["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in nvidia.launch_env(make_plan(engine="torch"))
 
 
 def test_a_user_s_allocator_settings_under_the_old_name_stay_alone(make_plan, monkeypatch):

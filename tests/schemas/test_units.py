@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from schemas.units import Assignment, FixHp, MemoryUse, Parallel, Percent, Topology, Unit, round_half_up
+from schemas.units import (
+    Assignment,
+    FixHp,
+    MemoryUse,
+    Parallel,
+    Percent,
+    PipelineLayers,
+    Topology,
+    Unit,
+    round_half_up,
+)
 
 COUNTS = st.integers(min_value=1, max_value=10**6)
 AMOUNTS = st.decimals(min_value=0, max_value=10**6, places=2, allow_nan=False)
@@ -24,6 +34,7 @@ WORDS = st.text(min_size=1, max_size=8)
 PARSED = (
     (Topology, {"chip": CHIPS, "nodes": COUNTS, "chips_per_node": COUNTS}),
     (Parallel, {"tp": COUNTS, "pp": COUNTS, "dp": COUNTS}),
+    (PipelineLayers, {"counts": st.lists(COUNTS, min_size=1, max_size=9)}),
     (MemoryUse, {"used_gib": AMOUNTS, "capacity_gib": AMOUNTS}),
     (Percent, {"value": AMOUNTS}),
     (Assignment, {"key": WORDS, "value": WORDS, "remark": st.none() | WORDS}),
@@ -54,7 +65,7 @@ def texts(unit: type[Unit]) -> st.SearchStrategy[str]:
     return st.from_regex(unit.pattern, fullmatch=True)
 
 
-@given(st.sampled_from((Topology, Parallel, MemoryUse, Percent, Assignment, FixHp)).flatmap(
+@given(st.sampled_from((Topology, Parallel, PipelineLayers, MemoryUse, Percent, Assignment, FixHp)).flatmap(
     lambda unit: st.tuples(st.just(unit), texts(unit))
 ))  # fmt: skip
 def test_what_is_parsed_is_rendered_to_the_same_text(example: tuple[type[Unit], str]) -> None:
@@ -75,6 +86,8 @@ def test_what_is_parsed_is_rendered_to_the_same_text(example: tuple[type[Unit], 
         (Topology, "MLU370-X8x1x8", {"chip": "MLU370-X8", "nodes": 1, "chips_per_node": 8}),
         (Topology, "X1.5x1x2", {"chip": "X1.5", "nodes": 1, "chips_per_node": 2}),
         (Parallel, "TP4PP8DP1", {"tp": 4, "pp": 8, "dp": 1}),
+        (PipelineLayers, "19-20-21-20", {"counts": (19, 20, 21, 20)}),
+        (PipelineLayers, "80", {"counts": (80,)}),
         (MemoryUse, "37.30/40", {"used_gib": Decimal("37.30"), "capacity_gib": Decimal(40)}),
         (Percent, "16.3%", {"value": Decimal("16.3")}),
         (Assignment, "数据精度=fp16", {"key": "数据精度", "value": "fp16", "remark": None}),
@@ -110,6 +123,9 @@ def test_a_fix_hp_cell_lists_its_changes_and_a_slash_is_none() -> None:
         (Parallel, "TP4DP1"),
         (Parallel, "tp4pp8dp1"),
         (Parallel, "TP-4PP8DP1"),
+        (PipelineLayers, "10,10"),
+        (PipelineLayers, "10-0"),
+        (PipelineLayers, "10-"),
         (MemoryUse, "77"),
         (MemoryUse, "-77/80"),
         (MemoryUse, "077/80"),
@@ -134,6 +150,8 @@ def test_another_text_is_refused_by_value_with_an_example(unit: type[Unit], text
     [
         (Topology, {"chip": "H800", "nodes": -2, "chips_per_node": 8}, -2),
         (Parallel, {"tp": 0, "pp": 1, "dp": 1}, 0),
+        (PipelineLayers, {"counts": (10, 0)}, 0),
+        (PipelineLayers, {"counts": ()}, ()),
         (MemoryUse, {"used_gib": "-1", "capacity_gib": "80"}, "-1"),
         (MemoryUse, {"used_gib": "1", "capacity_gib": "0"}, "0"),
         (Percent, {"value": -3}, -3),

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from core import cases, defaults, plan, plugins
 from core.data.loader import StepBatch
 from core.engines.base import Engine, load_engine
+from core.layout import coordinates
 from core.schedule import learning_rate
 
 GLOBAL_BATCH, LENGTH, VOCABULARY = 8, 32, 64
@@ -34,10 +35,10 @@ def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens[:, :-1].contiguous(), labels
 
 
-def own_part(step: int, rank: int, world: int, local: int) -> StepBatch:
-    """This rank's micro-batches of the global batch."""
+def own_part(step: int, rank: int, replicas: int, local: int) -> StepBatch:
+    """The micro-batches of data parallel rank ``rank``."""
     inputs, labels = global_batch(step)
-    per_rank = GLOBAL_BATCH // world
+    per_rank = GLOBAL_BATCH // replicas
     mine = slice(rank * per_rank, (rank + 1) * per_rank)
     micro = list(zip(inputs[mine].split(local), labels[mine].split(local), strict=True))
     counted = int((labels[mine] != IGNORED).sum())
@@ -45,23 +46,29 @@ def own_part(step: int, rank: int, world: int, local: int) -> StepBatch:
 
 
 def mean_of_means(self: Engine, batch: StepBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The planted fault: each rank divides by its own labels, then ranks are averaged."""
+    """The planted fault: each replica divides by its own labels, then replicas are averaged."""
     tokens = torch.tensor(float(batch.label_tokens))
-    dist.all_reduce(tokens)
+    dist.all_reduce(tokens, group=self.data_group)
     return torch.tensor(1.0 / batch.label_tokens), tokens
+
+
+class VendorsAdamW(torch.optim.AdamW):
+    """What a vendor's ``optimizer_wrap`` puts in the place of core's."""
 
 
 def main(job: dict[str, object]) -> None:
     """Train and print."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
+    given: dict[str, int] = dict(job["sets"])  # type: ignore[call-overload]
+    replicas = world // (given.get("tensor_parallel", 1) * given.get("pipeline_parallel", 1))
     sets = {
         "model.hidden_size": 32, "model.intermediate_size": 48, "model.num_layers": 2, "model.num_heads": 4,
         "model.num_kv_heads": 4, "model.vocab_size": VOCABULARY, "sequence_length": LENGTH,
-        "local_batch_size": 2, "gradient_accumulation_steps": GLOBAL_BATCH // world // 2,
+        "local_batch_size": 2, "gradient_accumulation_steps": GLOBAL_BATCH // replicas // 2,
         "learning_rate": 1e-2, "clip_grad_norm": 0.5,
         "lr_warmup_steps": 2, "schedule": "cosine", "schedule_steps": 20,
-    } | dict(job["sets"])  # type: ignore[call-overload]  # fmt: skip
+    } | given  # fmt: skip
     loaded = cases.resolve(str(job["case"]))
     config = loaded.config("CPUx1x2")
     request = plan.Request(
@@ -76,18 +83,31 @@ def main(job: dict[str, object]) -> None:
     if job.get("fault") == "mean_of_means":
         engine_class.gradient_scale = mean_of_means  # type: ignore[method-assign]
     engine = engine_class(planned, device)
-    facts = engine.setup(
-        lambda stage: vendor.build_model(loaded.case, planned, device, stage),
-        lambda optimizer, model: vendor.optimizer_wrap(optimizer, model, planned, device),
-    )
+    held: dict[int, int] = {}
+
+    def build_model(stage: int) -> torch.nn.Module:
+        model = vendor.build_model(loaded.case, planned, device, stage)
+        held[stage] = sum(parameter.numel() for parameter in model.parameters())
+        return model
+
+    def optimizer_wrap(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
+        if job.get("wrap"):
+            return VendorsAdamW(optimizer.param_groups)
+        return vendor.optimizer_wrap(optimizer, model, planned, device)
+
+    facts = engine.setup(build_model, optimizer_wrap)
     losses, norms = [], []
     for step in range(1, int(str(job["steps"])) + 1):
-        batch = own_part(step, rank, world, planned.hyper_parameters.local_batch_size)
+        data = coordinates(planned.parallel, rank).data
+        batch = own_part(step, data, replicas, planned.hyper_parameters.local_batch_size)
         result = engine.step(batch, learning_rate(planned.hyper_parameters, step))
         losses.append(result.loss.item())
         norms.append(math.nan if result.grad_norm is None else result.grad_norm.item())
     if rank == 0:
-        print(json.dumps({"losses": losses, "norms": norms, "optimizer": facts.optimizer}))
+        placed = planned.placement.ranks[rank].parameters if planned.placement else facts.parameters.total
+        told = {"optimizer": facts.optimizer, "parameters": facts.parameters._asdict(), "placed": placed}
+        told |= {"stages": list(held), "held": sum(held.values())}
+        print(json.dumps({"losses": losses, "norms": norms} | told))
     engine.close()
     dist.destroy_process_group()
 

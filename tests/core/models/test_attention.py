@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from core.errors import UsageError
-from core.models.attention import alibi_slopes, build_context
+from core.models.attention import ContextCache, alibi_slopes, build_context
 
 pytestmark = pytest.mark.timeout(120)
 CPU = torch.device("cpu")
@@ -90,7 +90,25 @@ def test_another_length_gets_another_context(make_model, batch):
     expected = model.logits(batch[0])
     torch.testing.assert_close(model.logits(short), expected[:, :7], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.logits(batch[0]), expected)
-    assert len(model.model._contexts) == 1  # a bias of 40 heads and 4096 tokens takes 1.3 GB
+
+
+def test_only_the_last_context_is_kept(make_model):
+    """A bias of 40 heads and 4096 tokens takes 1.3 GB."""
+    contexts = ContextCache(make_model("baichuan2").spec, "sdpa")
+    key = torch.device("cpu"), torch.float32
+    first = contexts.get(8, *key)
+    assert contexts.get(8, *key) is first
+    assert contexts.get(7, *key).bias.shape[-1] == 7
+    assert contexts.get(8, *key) is not first
+
+
+def test_heads_that_are_split_over_processes_keep_their_slopes(make_model):
+    spec = make_model("baichuan2").spec
+    key = 8, torch.device("cpu"), torch.float32
+    whole = ContextCache(spec, "eager").get(*key).bias
+    half = spec.num_heads // 2
+    parts = [ContextCache(spec, "eager", heads).get(*key).bias for heads in (slice(half), slice(half, None))]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
 
 
 @pytest.mark.gpu

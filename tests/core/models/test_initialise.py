@@ -253,3 +253,15 @@ def test_an_index_cannot_reach_out_of_its_folder(make_model, tmp_path):
     (inside / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(UsageError, match=r"inside/model.safetensors cannot be read"):
         _load(make_model(), inside)
+
+
+def test_tensors_that_other_ranks_read_must_be_there_too(tmp_path, make_model):
+    model = make_model()
+    safetensors_torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (first, parameter), *rest = model.named_parameters()
+    others = [name for name, _ in rest]
+    load_safetensors([(first, parameter)], tmp_path, place_plain, elsewhere=others)
+    with pytest.raises(UsageError, match="holds an unexpected tensor"):
+        load_safetensors([(first, parameter)], tmp_path, place_plain, elsewhere=others[1:])
+    with pytest.raises(UsageError, match="lacks tensor nowhere"):
+        load_safetensors([(first, parameter)], tmp_path, place_plain, elsewhere=[*others, "nowhere"])

@@ -103,6 +103,10 @@ def test_mixed_parallelism_names_every_size(make_plan: MakePlan, make_record: Ma
     english, chinese = (sheet(make_record(plan), language=language) for language in ("en", "zh"))
     assert "Technique: tensor, pipeline and data parallel" in english
     assert "Details: ZeRO stage 0, TP_SIZE=4, PP_SIZE=4, DP_SIZE=2" in english
+    more = {"sequence_parallel": True, "virtual_pipeline_stages": 2, "pipeline_layers": "1-2-3-4-4-3-2-1"}
+    split = make_plan({"precision": "amp", **more}, topology="X1x4x8", parallel="TP4PP4DP2")
+    details = "TP_SIZE=4, sequence parallel, PP_SIZE=4, VPP_SIZE=2, layers 1-2-3-4-4-3-2-1, DP_SIZE=2"
+    assert f"Details: ZeRO stage 0, {details}" in sheet(make_record(split), language="en")
     assert "Precision: amp (autocast to bf16)" in english
     assert "并行技术：张量、流水、数据混合并行" in chinese
     alone = make_plan(topology="X1x1x1", parallel="TP1PP1DP1")

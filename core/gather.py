@@ -1,0 +1,48 @@
+"""Brings the event files of all nodes to rank 0's through the store where the ranks met; no disk is shared."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.events import event_file
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+WITHIN_S = 60.0
+"""After a run that went well, every rank has written its last event by then."""
+WITHIN_AFTER_FAILURE_S = 10.0
+"""Ranks that are gone for good are not waited for any longer."""
+
+
+def exchange(store: Store, run_dir: Path, rank: int, world_size: int, *, failed: bool) -> None:
+    """This rank's part of bringing all events to rank 0; called once, when its last event is written."""
+    if rank == 0:
+        _gather(store, run_dir, world_size, failed=failed)
+    else:
+        _deliver(store, run_dir, rank)
+
+
+def _deliver(store: Store, run_dir: Path, rank: int) -> None:
+    """Hand this rank's events over.
+
+    A store that is gone (with rank 0's node) is no failure of its own: the events lie in this node's run folder.
+    """
+    with contextlib.suppress(Exception):  # torch's own errors differ from release to release
+        store.set(f"events {rank}", event_file(run_dir, rank).read_text(encoding="utf-8"))
+
+
+def _gather(store: Store, run_dir: Path, world_size: int, *, failed: bool) -> None:
+    """On rank 0: write the events that other nodes' ranks have delivered; those of lost ranks are missing then."""
+    deadline = time.monotonic() + (WITHIN_AFTER_FAILURE_S if failed else WITHIN_S)
+    for rank in range(1, world_size):
+        remaining_s = max(0.1, deadline - time.monotonic())
+        with contextlib.suppress(Exception):
+            store.wait([f"events {rank}"], timedelta(seconds=remaining_s))
+            text = store.get(f"events {rank}")
+            if not event_file(run_dir, rank).exists():
+                event_file(run_dir, rank).write_bytes(text)

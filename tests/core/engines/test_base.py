@@ -1,0 +1,38 @@
+"""What every engine does the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from core import defaults
+from core.engines.torch_engine import TorchEngine
+from core.errors import DeviceError
+from core.models.llama import Llama2
+from schemas.chip import Device
+from schemas.plan import Plan
+
+CPU = Device(torch_device="cpu", index=0, name="CPU", collective_backend="gloo", math_mode={})
+
+
+@pytest.fixture
+def plan(make_plan: Callable[..., Plan]) -> Plan:
+    factory = {"model.factory": "core.models.llama:Llama2"}
+    return make_plan(topology="REFx1x1", engine="torch", sets=factory | {"zero_stage": 0})
+
+
+def test_core_builds_the_cases_model_without_values(plan: Plan) -> None:
+    model = defaults.build_model(plan, 0)
+    assert isinstance(model, Llama2)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert TorchEngine(plan, CPU).decoder(model) is model
+
+
+def test_a_hook_that_builds_something_else_is_told(plan: Plan) -> None:
+    with pytest.raises(DeviceError) as error:
+        TorchEngine(plan, CPU).decoder(torch.nn.Linear(1, 1))
+    assert error.value.what == "hook build_model returned a Linear, engine torch trains a Decoder"
+    assert error.value.fix == "return a core.models.decoder.Decoder from the plugin of vendor 'acme'"
