@@ -173,7 +173,7 @@ def collect_memory(device: Device) -> MemoryReading:
     """Peak allocated, reserved and device-wide memory since the last reset, and the capacity, in GiB.
 
     Worker, after the measured window. Not implemented: core reads the CUDA-shaped statistics of
-    ``torch.get_device_module(device)``; what that lacks is None.
+    ``torch.get_device_module(device)`` (``core.memory.read_peaks``); what that lacks is None.
 
     Example::
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from core import hookimpl
@@ -14,7 +13,7 @@ from core.notices import watch
 from core.software import KnownVersions, installed_version, numbers
 from plugins.cambricon import telemetry
 from plugins.cambricon.chips import CHIPS, fits, match
-from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
+from schemas.chip import ChipSpec, Device, ProbeResult, TelemetryReading
 
 if TYPE_CHECKING:
     from schemas.plan import Plan
@@ -161,15 +160,6 @@ def prepare_engine(plan: Plan, device: Device) -> None:
         from core.engines.megatron.facade import install
 
         install(torch.device(device.torch_device))
-
-
-@hookimpl(wrapper=True)
-def collect_memory(device: Device) -> Generator[None, MemoryReading, MemoryReading]:
-    """Core's reading, with the device-wide peak added."""
-    from core.memory import with_device_peak
-
-    reading = yield
-    return with_device_peak(reading, device)
 
 
 @hookimpl

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 from core import hookimpl
 from core.environment import cpu_model, usable_cores
-from plugins.cpu.memory import capacity_gib, peak_resident_gib
-from schemas.chip import ChipSpec, Device, MemoryReading, Peak, PeakPrecision, ProbeResult
+from schemas.chip import ChipSpec, Device, Peak, PeakPrecision, ProbeResult
 
 if TYPE_CHECKING:
     from schemas.plan import Plan
@@ -88,20 +87,6 @@ def _prepare_deepspeed() -> None:
 
     set_accelerator(CPU_Accelerator())
     deepspeed.ops.__compatible_ops__ = {}
-
-
-@hookimpl
-def collect_memory() -> MemoryReading:
-    """The process's peak resident set against the machine's memory, in GiB.
-
-    torch keeps no statistics of CPU tensors, so this counts the interpreter and libraries, too.
-    """
-    return MemoryReading(
-        peak_allocated_gib=peak_resident_gib(),
-        peak_reserved_gib=None,
-        peak_device_gib=None,
-        capacity_gib=capacity_gib(),
-    )
 
 
 @hookimpl

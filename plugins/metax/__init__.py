@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from core import hookimpl
@@ -16,7 +15,7 @@ from core.errors import DeviceError
 from core.software import KnownVersions
 from plugins.metax import telemetry
 from plugins.metax.chips import CHIPS, match
-from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
+from schemas.chip import ChipSpec, Device, ProbeResult, TelemetryReading
 
 if TYPE_CHECKING:
     from schemas.plan import Plan
@@ -149,15 +148,6 @@ def prepare_engine(plan: Plan) -> None:
     """Keep DeepSpeed from looking for other vendors; Megatron's CUDA is already MetaX's."""
     if plan.engine == "deepspeed":
         os.environ["DS_ACCELERATOR"] = "cuda"
-
-
-@hookimpl(wrapper=True)
-def collect_memory(device: Device) -> Generator[None, MemoryReading, MemoryReading]:
-    """Core's reading, with the device-wide peak added."""
-    from core.memory import with_device_peak
-
-    reading = yield
-    return with_device_peak(reading, device)
 
 
 @hookimpl

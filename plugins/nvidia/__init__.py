@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from core import hookimpl
@@ -12,7 +11,7 @@ from core.environment import usable_cores
 from core.errors import DeviceError
 from plugins.nvidia import telemetry
 from plugins.nvidia.chips import CHIPS, match
-from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
+from schemas.chip import ChipSpec, Device, ProbeResult, TelemetryReading
 
 if TYPE_CHECKING:
     from schemas.hyperparameters import Precision
@@ -117,15 +116,6 @@ def _pin_math_mode(precision: Precision) -> dict[str, str]:
         "bf16_reduced_precision_reduction": str(matmul.allow_bf16_reduced_precision_reduction),
         "fp16_reduced_precision_reduction": str(matmul.allow_fp16_reduced_precision_reduction),
     }
-
-
-@hookimpl(wrapper=True)
-def collect_memory(device: Device) -> Generator[None, MemoryReading, MemoryReading]:
-    """Core's reading, with the device-wide peak added."""
-    from core.memory import with_device_peak
-
-    reading = yield
-    return with_device_peak(reading, device)
 
 
 @hookimpl

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from core import hookimpl
@@ -13,7 +12,7 @@ from core.notices import notify
 from core.software import KnownVersions, installed_version, numbers
 from plugins.torch_musa import telemetry
 from plugins.torch_musa.chips import CHIPS, match
-from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
+from schemas.chip import ChipSpec, Device, ProbeResult, TelemetryReading
 
 if TYPE_CHECKING:
     import torch
@@ -190,15 +189,6 @@ def optimizer_wrap(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.
         [{name: group[name] for name in taken} for group in optimizer.param_groups]
     )
     return fused
-
-
-@hookimpl(wrapper=True)
-def collect_memory(device: Device) -> Generator[None, MemoryReading, MemoryReading]:
-    """Core's reading, with the device-wide peak added."""
-    from core.memory import with_device_peak
-
-    reading = yield
-    return with_device_peak(reading, device)
 
 
 @hookimpl

@@ -9,13 +9,11 @@ import pytest
 
 from core.plugins import select
 from plugins import cpu
-from plugins.cpu import memory
 from schemas.chip import Device
 from tests.conftest import python_path
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = Device(torch_device="cpu", index=0, name="a CPU", collective_backend="gloo", math_mode={})
-GIB = 1024**3
 
 
 def test_the_chip_is_the_reference_and_has_no_peak():
@@ -35,40 +33,6 @@ def test_every_machine_has_one_that_any_number_of_workers_share():
 def test_workers_share_the_cores(make_plan, monkeypatch, cores, workers, threads):
     monkeypatch.setattr(cpu, "usable_cores", lambda: cores)
     assert cpu.launch_env(make_plan(per_node=workers)) == {"OMP_NUM_THREADS": threads}
-
-
-def test_peak_memory_is_the_process_s_against_the_machine_s():
-    reading = select("cpu").collect_memory(DEVICE)
-    assert 0 < reading.peak_allocated_gib < reading.capacity_gib
-    assert reading.peak_reserved_gib is None
-    assert reading.peak_device_gib is None
-
-
-def test_peak_memory_holds_what_was_freed():
-    before = memory.peak_resident_gib()
-    size = int(before * GIB) + 200 * 1024**2
-    block = bytearray(size)
-    del block
-    assert memory.peak_resident_gib() >= size / GIB
-
-
-def test_peak_memory_without_proc(monkeypatch, tmp_path):
-    pytest.importorskip("resource")
-    expected = memory.peak_resident_gib()
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "absent")
-    assert memory.peak_resident_gib() == pytest.approx(expected, rel=0.5)
-
-
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel keeps no resettable peak")
-def test_the_peak_of_warm_up_is_forgotten():
-    torch = pytest.importorskip("torch")
-    from core.memory import reset_peaks
-
-    block = bytearray(300 * 1024**2)
-    del block
-    before = memory.peak_resident_gib()
-    reset_peaks(torch.device("cpu"))
-    assert memory.peak_resident_gib() < before - 0.2
 
 
 @pytest.mark.parametrize(("precision", "pinned"), [("fp32", "highest"), ("bf16", "highest"), ("tf32", "high")])
