@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -15,6 +15,7 @@ from schemas import event as ev
 from schemas.base import explain
 
 FOLDER = "events"
+Kind = TypeVar("Kind", bound=ev.Event)
 
 
 def event_file(run_dir: Path, rank: int) -> Path:
@@ -73,6 +74,17 @@ class EventTail:
 def read_events(run_dir: Path) -> list[ev.Event]:
     """Every whole event of a run, in order of time within each rank."""
     return list(EventTail(run_dir).poll())
+
+
+def of_kind(events: Iterable[ev.Event], kind: type[Kind]) -> list[Kind]:
+    """The events of class ``kind``, in their order."""
+    return [event for event in events if isinstance(event, kind)]
+
+
+def last_of_kind(events: Iterable[ev.Event], kind: type[Kind]) -> Kind | None:
+    """The last event of class ``kind``; None where there is none."""
+    found = of_kind(events, kind)
+    return found[-1] if found else None
 
 
 def _parse(line: bytes, source: str) -> ev.Event:

@@ -30,11 +30,6 @@ class Coordinates:
     data: int
     pipeline: int
 
-    @property
-    def leads_replica(self) -> bool:
-        """Whether this rank stands for its replica where each replica counts once."""
-        return self.tensor == 0 and self.pipeline == 0
-
 
 def coordinates(parallel: Parallel, rank: int) -> Coordinates:
     """Where ``rank`` stands."""

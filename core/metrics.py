@@ -15,6 +15,7 @@ from typing import Any, Literal
 from schemas.chip import Peak
 from schemas.hyperparameters import Checkpointing
 from schemas.model import DecoderSpec
+from schemas.plan import Plan
 from schemas.record import Mfu, Parameters
 
 FineTune = Literal["full", "lora"]
@@ -34,6 +35,8 @@ FORMULAS: Mapping[FineTune, Mapping[str, str]] = {
     },
 }
 
+_SCALED_DOWN = "no flagperf number: the model is scaled down, and N_nominal is the full one's"
+
 
 @dataclass(frozen=True)
 class Work:
@@ -44,21 +47,27 @@ class Work:
     sequence_length: int
     checkpointing: Checkpointing
     fine_tune: FineTune = "full"
+    scaled_down: bool = False
+    """The model is smaller than the case's, so that N_nominal is not its own."""
+
+    @classmethod
+    def of(cls, plan: Plan, parameters: Parameters) -> Work:
+        """What ``plan`` trains; ``parameters`` are counted from the built model."""
+        hp = plan.hyper_parameters
+        return cls(
+            plan.model, parameters, hp.sequence_length, hp.activation_checkpointing, scaled_down=plan.scaled_down
+        )
 
 
 def flops_per_token(work: Work) -> dict[str, float]:
-    """Training FLOPs per token by each rule of ``FORMULAS``."""
+    """Training FLOPs per token by each rule of ``FORMULAS`` that tells something of this model."""
     model, parameters = work.model, work.parameters
     each, adapters = (6.0, 0) if work.fine_tune == "full" else (4.0, parameters.trainable)
     attention = 12.0 * model.num_layers * model.num_heads * model.head_size * work.sequence_length
     palm = each * (parameters.total - adapters) + 6.0 * adapters + attention
     causal = palm - each * model.vocab_size * model.hidden_size - attention / 2
-    return {
-        "flagperf": each * model.nominal_parameters,
-        "palm": palm,
-        "causal": causal,
-        "hardware": causal + _recomputed(work),
-    }
+    nominal = {} if work.scaled_down else {"flagperf": each * model.nominal_parameters}
+    return nominal | {"palm": palm, "causal": causal, "hardware": causal + _recomputed(work)}
 
 
 def _recomputed(work: Work) -> float:
@@ -75,9 +84,13 @@ def _recomputed(work: Work) -> float:
 
 
 def mfu(tokens_per_second_per_chip: float, work: Work, peak: Peak) -> Mfu:
-    """Shares of the peak by each rule; without a peak, or where one exceeds it, no number but the reason."""
+    """Shares of the peak by each rule; without a peak, or where one exceeds it, no number but the reason.
+
+    Of a scaled-down model there is no ``flagperf`` share, and the reason for that.
+    """
     flops = flops_per_token(work)
-    known: dict[str, Any] = {"flops_per_token": flops, "formulas": dict(FORMULAS[work.fine_tune])}
+    formulas = {rule: FORMULAS[work.fine_tune][rule] for rule in flops}
+    known: dict[str, Any] = {"flops_per_token": flops, "formulas": formulas}
     known |= {"peak_precision": peak.precision, "peak_source": peak.source}
     if peak.tflops is None:
         return Mfu(missing=f"no {peak.precision} peak: {peak.source}", **known)
@@ -90,4 +103,4 @@ def mfu(tokens_per_second_per_chip: float, work: Work, peak: Peak) -> Mfu:
         rule, share = next(iter(beyond.items()))
         reason = f"{rule} would be {share:.1%}: over the {peak.tflops} TFLOP/s {peak.precision} peak"
         return Mfu(missing=reason, **known)
-    return Mfu(**shares, **known)
+    return Mfu(missing=_SCALED_DOWN if work.scaled_down else None, **shares, **known)

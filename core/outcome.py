@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
+from core.events import of_kind
 from schemas import event as ev
 from schemas.base import Schema
 from schemas.plan import Plan
 
 OUTCOME_FILE = "outcome.json"
-E = TypeVar("E", bound=ev.Event)
 
 
 class Outcome(Schema):
@@ -38,7 +37,7 @@ def status_of(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> tuple
     """
     if outcome.interrupted:
         return "interrupted", f"interrupted {_place(events)}"
-    errors = sorted(_of(events, ev.ErrorEvent), key=lambda event: event.time_unix_s)
+    errors = sorted(of_kind(events, ev.ErrorEvent), key=lambda event: event.time_unix_s)
     telling = [event for event in errors if event.status not in ("crashed", "interrupted")]
     if telling:
         return telling[0].status, _said(plan, telling[0])
@@ -50,7 +49,7 @@ def status_of(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> tuple
         return _lost(plan, events, outcome, silent)
     if first_ended:
         return first_ended[0].status, _said(plan, first_ended[0])
-    finished = {event.rank for event in _of(events, ev.FinishEvent)}
+    finished = {event.rank for event in of_kind(events, ev.FinishEvent)}
     missing = sorted(set(range(plan.topology.world_size)) - finished)
     return _lost(plan, events, outcome, missing) if missing else ("ok", None)
 
@@ -66,7 +65,7 @@ def _silent(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> list[in
 
     Aborting is what NCCL's watchdog does when another rank is gone.
     """
-    spoke = {event.rank for event in _of(events, ev.ErrorEvent)} | {e.rank for e in _of(events, ev.FinishEvent)}
+    spoke = {event.rank for event in events if isinstance(event, (ev.ErrorEvent, ev.FinishEvent))}
     lost = [rank for rank, how in outcome.lost.items() if rank not in spoke and "SIGABRT" not in how]
     if lost or outcome.launched_nodes == plan.topology.nodes:
         return lost
@@ -108,13 +107,9 @@ def _ranks(plan: Plan, ranks: Sequence[int]) -> str:
 def _place(events: Sequence[ev.Event], ranks: Sequence[int] | None = None) -> str:
     """Where the ranks (None: all) were heard of last."""
     own = [event for event in events if ranks is None or event.rank in ranks]
-    steps, phases = _of(own, ev.StepEvent), _of(own, ev.PhaseEvent)
+    steps, phases = of_kind(own, ev.StepEvent), of_kind(own, ev.PhaseEvent)
     if steps:
         return f"after step {max(step.step for step in steps)}"
     if phases:
         return f"in phase {phases[-1].phase}"
     return "before it started" if events else "before any worker started (see agent.log)"
-
-
-def _of(events: Iterable[ev.Event], kind: type[E]) -> list[E]:
-    return [event for event in events if isinstance(event, kind)]

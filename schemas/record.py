@@ -33,7 +33,7 @@ class Throughput(Schema):
 
 
 class Mfu(Schema):
-    """Model FLOPs utilisation as a fraction, by four rules; None with the reason in ``missing``."""
+    """Model FLOPs utilisation as a fraction, by four rules; where one is None, ``missing`` says why."""
 
     flagperf: PositiveFloat | None = None
     palm: PositiveFloat | None = None

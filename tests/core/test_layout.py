@@ -29,13 +29,11 @@ def test_tensor_ranks_are_neighbours_and_pipeline_ranks_furthest_apart() -> None
     assert [place.tensor for place in places] == [0, 1] * 6
     assert [place.data for place in places] == [0, 0, 1, 1, 2, 2] * 2
     assert [place.pipeline for place in places] == [0] * 6 + [1] * 6
-    assert [rank for rank, place in enumerate(places) if place.leads_replica] == [0, 2, 4]
 
 
 def test_without_model_parallelism_the_rank_is_the_data_parallel_rank() -> None:
     layout = Parallel(tp=1, pp=1, dp=4)
     assert [coordinates(layout, rank).data for rank in range(4)] == [0, 1, 2, 3]
-    assert all(coordinates(layout, rank).leads_replica for rank in range(4))
     assert placement(hyper(), LLAMA2_70B.model, layout) is None
 
 

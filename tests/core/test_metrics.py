@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -99,6 +100,17 @@ def test_every_number_comes_with_its_formula() -> None:
         assert shares.formulas == FORMULAS[kind]
         for rule, per_token in shares.flops_per_token.items():
             assert getattr(shares, rule) == pytest.approx(100.0 * per_token / 312e12)
+
+
+def test_a_scaled_down_model_has_no_share_of_its_nominal_parameters() -> None:
+    small = replace(work("llama2_7b", total=10_000_000, embedding=1_000_000), scaled_down=True)
+    shares = mfu(100.0, small, A100)
+    assert shares.flagperf is None
+    assert shares.missing == "no flagperf number: the model is scaled down, and N_nominal is the full one's"
+    assert set(shares.flops_per_token) == set(shares.formulas) == {"palm", "causal", "hardware"}
+    assert shares.palm == pytest.approx(100.0 * shares.flops_per_token["palm"] / 312e12)
+    beyond = mfu(1e5, small, A100)  # 6.5 GFLOP a token: the scores of 32 layers
+    assert (beyond.palm, beyond.missing) == (None, "palm would be 208.4%: over the 312.0 TFLOP/s fp16 peak")
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,17 @@ def test_mfu_is_of_the_plans_peak_and_the_built_models_parameters(whole: RunFold
     assert record.parameters.model_dump() == {"total": 1000, "trainable": 900, "embedding": 200}
 
 
+def test_a_scaled_down_run_has_no_flagperf_mfu_and_says_why(make_folder: MakeFolder) -> None:
+    folder = make_folder(topology="X1x1x1", run={"fix_hp": {"model.num_layers": 2}})
+    folder.start(0)
+    folder.train(0)
+    record = folder.record()
+    assert record.scaled_down
+    assert record.mfu.flagperf is None
+    assert record.mfu.missing == "no flagperf number: the model is scaled down, and N_nominal is the full one's"
+    assert record.mfu.palm == pytest.approx((6 * 1000 + 12 * 2 * 64 * 2048) * 50 / 989e12)
+
+
 def test_memory_is_the_fullest_ranks(whole: RunFolder) -> None:
     memory = whole.record().memory
     assert (memory.peak_allocated_gib, memory.peak_reserved_gib, memory.capacity_gib) == (61.0, 70.0, 80.0)
