@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from core.errors import UsageError
 from core.models.attention import AttentionContext, ContextCache
+from core.models.block import Block
 from core.models.cross_entropy import Losses, chunked_cross_entropy, full_cross_entropy
 from core.models.layers import RMSNorm, SwiGLU
-from schemas.hyperparameters import Checkpointing, HyperParameters
+from schemas.hyperparameters import HyperParameters
 from schemas.model import DecoderSpec
 
 
-class DecoderBlock(nn.Module):
+class DecoderBlock(Block):
     """Pre-norm attention and MLP. ``self_attn`` is called as ``self_attn(hidden, context)``."""
 
     def __init__(self, spec: DecoderSpec, self_attn: nn.Module) -> None:
@@ -28,31 +27,13 @@ class DecoderBlock(nn.Module):
         self.mlp = SwiGLU(spec.hidden_size, spec.intermediate_size)
         self.input_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
-        self.checkpointing: Checkpointing = "none"
-        self._compiled: Callable[[Tensor, AttentionContext], Tensor] | None = None
 
     def forward(self, hidden: Tensor, *, context: AttentionContext) -> Tensor:
         """``[B, S, hidden]`` to the same shape."""
-        return (self._compiled or self._maybe_checkpointed)(hidden, context)
+        return self.run(hidden, context)
 
-    def compile_body(self) -> None:
-        """Compiles what ``forward`` does, but not the module's call.
-
-        Hooks of FSDP or DeepSpeed stay outside of the graph and parameter names stay as they are.
-        """
-        self._compiled = torch.compile(self._maybe_checkpointed, fullgraph=True)
-
-    def _maybe_checkpointed(self, hidden: Tensor, context: AttentionContext) -> Tensor:
-        if self.checkpointing == "none" or not torch.is_grad_enabled():
-            return self._layer(hidden, context)
-        # No random numbers are drawn, so none need be replayed.
-        recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        if self.checkpointing == "selective":
-            recompute = partial(recompute, context_fn=selective_contexts)
-        out: Tensor = recompute(self._layer, hidden, context)
-        return out
-
-    def _layer(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+    def body(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+        """What ``forward`` does, without checkpointing."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), context)
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
@@ -147,9 +128,9 @@ class Decoder(nn.Module):
         self.lm_head = self.head_type(spec, hp)
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        """The decoder blocks: what is sharded, compiled and checkpointed as one."""
-        return self.model.layers
+    def blocks(self) -> Sequence[Block]:
+        """The layers: what is sharded, compiled and checkpointed as one each."""
+        return [cast(Block, block) for block in self.model.layers]
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Losses:
         """The objective and the cross-entropy, fp32 scalars, summed over labels other than -100.
@@ -173,7 +154,7 @@ class Decoder(nn.Module):
         weight is multiplied twice. Call it before the model is sharded.
         """
         for block in self.blocks:
-            cast(DecoderBlock, block).checkpointing = self.hp.activation_checkpointing
+            block.checkpointing = self.hp.activation_checkpointing
 
     def compile_blocks(self) -> None:
         """Compiles each block as one graph, and parts of the head, if ``hp.compile``; call it before sharding.
@@ -185,33 +166,5 @@ class Decoder(nn.Module):
             return
         torch._dynamo.config.optimize_ddp = False
         for block in self.blocks:
-            cast(DecoderBlock, block).compile_body()
+            block.compile_body()
         self.lm_head.compile_parts()
-
-
-def _saved_operators() -> frozenset[Any]:
-    aten = torch.ops.aten
-    return frozenset(
-        (
-            aten.mm.default,
-            aten.addmm.default,
-            aten._scaled_dot_product_flash_attention.default,
-            aten._scaled_dot_product_flash_attention_for_cpu.default,
-            aten._scaled_dot_product_efficient_attention.default,
-            aten._scaled_dot_product_cudnn_attention.default,
-            aten._scaled_dot_product_fused_attention_overrideable.default,
-            torch.ops.higher_order.flex_attention,
-        )
-    )
-
-
-_SAVED_OPERATORS = _saved_operators()
-
-
-def _selective_policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    saved = operator in _SAVED_OPERATORS
-    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-selective_contexts = partial(create_selective_checkpoint_contexts, _selective_policy)
-"""``context_fn`` of a checkpoint that keeps the results of matrix products and of fused attention."""

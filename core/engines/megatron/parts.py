@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from core.models.attention import ContextCache, attend
-from core.models.decoder import selective_contexts
+from core.models.block import selective_contexts
 from schemas.hyperparameters import Checkpointing
 
 
