@@ -116,3 +116,12 @@ def batch() -> Any:
 @pytest.fixture
 def run_backward() -> Callable[[Any, Any], tuple[float, float, dict[str, Any]]]:
     return losses_and_gradients
+
+
+@pytest.fixture(autouse=True)
+def _forget_compilations(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All blocks share the code that is compiled, of which torch keeps only so many versions."""
+    yield
+    if request.node.get_closest_marker("gpu"):
+        torch = pytest.importorskip("torch")
+        torch._dynamo.reset()
