@@ -23,5 +23,15 @@ CONFIG = HardwareConfig(
                 "loss": "chunked",
             },
         ),
+        Run(
+            id="tuned_bf16_state",
+            fix_hp={
+                "optimizer_state": "bf16_stochastic",
+                "attention": "flex",
+                "compile": True,
+                "loss": "chunked",
+            },
+            remark="as on one chip",
+        ),
     ),
 )

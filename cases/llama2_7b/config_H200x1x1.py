@@ -10,5 +10,15 @@ CONFIG = HardwareConfig(
     runs=(
         Run(id="published", fix_hp={"attention": "sdpa", "activation_checkpointing": "full"}),
         Run(id="tuned", fix_hp={"attention": "sdpa", "compile": True, "loss": "chunked"}),
+        Run(
+            id="deepspeed",
+            engine="deepspeed",
+            fix_hp={
+                "optimizer_state": "fp32",
+                "zero_stage": 3,
+                "attention": "sdpa",
+                "activation_checkpointing": "full",
+            },
+        ),
     ),
 )

@@ -14,5 +14,15 @@ CONFIG = HardwareConfig(
             fix_hp={"zero_stage": 3, "attention": "sdpa", "activation_checkpointing": "full"},
         ),
         Run(id="tuned", fix_hp={"zero_stage": 3, "attention": "sdpa", "compile": True, "loss": "chunked"}),
+        Run(
+            id="tuned_bf16_state",
+            fix_hp={
+                "optimizer_state": "bf16_stochastic",
+                "attention": "sdpa",
+                "compile": True,
+                "loss": "chunked",
+            },
+            remark="as on one chip",
+        ),
     ),
 )
