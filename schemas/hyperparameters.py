@@ -12,12 +12,15 @@ from schemas.units import PipelineLayers
 Precision = Literal["fp32", "tf32", "amp", "fp16", "bf16", "fp8"]
 Attention = Literal["eager", "sdpa", "flex"]
 Checkpointing = Literal["none", "selective", "full"]
+Stage = Literal["pretrain", "finetune"]
 OptimizerState = Literal["fp32", "bf16_stochastic", "8bit"]
 
 
 class HyperParameters(Schema):
     """What a run trains with. Only these fields (and ``measure``, ``model``, ``data``) can be overridden."""
 
+    stage: Stage | None = None
+    """Which of several stages of one recipe a run is, where a recipe has several: it decides what is trained."""
     precision: Precision
     """What parameters are kept in and matrix products run in; see the precision table in docs/plan.md."""
     autocast_dtype: Literal["bf16", "fp16"] = "bf16"

@@ -46,3 +46,39 @@ class DecoderSpec(Schema):
                 f"{self.head_size}; rope turns channels in pairs"
             )
         return self
+
+
+class VisionSpec(Schema):
+    """A CLIP vision tower whose patch features become tokens of a decoder."""
+
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_layers: PositiveInt
+    """As released; nothing behind the layer that features come from is built."""
+    num_heads: PositiveInt
+    image_size: PositiveInt
+    """Height and width of an image, in pixels."""
+    patch_size: PositiveInt
+    feature_layer: Annotated[int, Field(le=-1)] = -2
+    """Which layer's output serves, counted from behind: -1 is the last."""
+    norm_eps: PositiveFloat = 1e-5
+
+    @property
+    def used_layers(self) -> int:
+        """Layers that the features pass."""
+        return self.num_layers + 1 + self.feature_layer
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that an image becomes, one per patch."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.used_layers < 1:
+            raise ValueError(f"feature_layer {self.feature_layer} lies before the {self.num_layers} layers")
+        return self

@@ -18,6 +18,7 @@ from core.engines.catalog import engine_spec
 from core.errors import DeviceError
 from core.models.decoder import Decoder
 from core.models.initialise import ParameterCount, Place, T, initialise_random, load_safetensors
+from core.models.naming import PLAIN, Naming
 from schemas.chip import Device
 from schemas.plan import Plan
 
@@ -85,14 +86,18 @@ class Engine(ABC):
         )
 
     def initialise(
-        self, targets: Iterable[tuple[str, T]], place: Place[T], elsewhere: Collection[str] = ()
+        self,
+        targets: Iterable[tuple[str, T]],
+        place: Place[T],
+        elsewhere: Collection[str] = (),
+        naming: Naming = PLAIN,
     ) -> None:
         """Fill what ``targets`` name, one tensor at a time, from the plan's weights or at random.
 
-        ``elsewhere``: names of the model's tensors that other ranks fill.
+        ``elsewhere``: names of the model's tensors that other ranks fill. ``naming``: what checkpoints call them.
         """
         if self.plan.weights is not None:
-            load_safetensors(targets, Path(self.plan.weights), place, elsewhere=elsewhere)
+            load_safetensors(targets, Path(self.plan.weights), place, elsewhere=elsewhere, naming=naming)
         else:
             initialise_random(targets, self.plan.model, self.hp.seed, place)
 

@@ -32,7 +32,7 @@ class DeepSpeedEngine(Engine):
         model.compile_blocks()
         model = model.to(PARAMETER_DTYPES.get(self.hp.precision, torch.float32))
         model.to_empty(device=self.device)
-        self.initialise(model.named_parameters(), place_plain)
+        self.initialise(model.named_parameters(), place_plain, naming=model.naming)
         optimizer = optimizer_wrap(build_optimizer(model.parameters(), self.hp), model)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=dict(self.plan.engine_config), dist_init_required=False

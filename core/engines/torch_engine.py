@@ -46,7 +46,8 @@ class TorchEngine(Engine):
         if sharded:
             self._shard(model)
         model.to_empty(device=self.device)
-        self.initialise(model.named_parameters(), place_dtensor if sharded else place_plain)
+        place = place_dtensor if sharded else place_plain
+        self.initialise(model.named_parameters(), place, naming=model.naming)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = optimizer_wrap(build_optimizer(self._parameters, self.hp), model)
         self._model: nn.Module = model if sharded or dist.get_world_size() == 1 else self._replicate(model)

@@ -14,6 +14,7 @@ from core.models.attention import AttentionContext, ContextCache
 from core.models.block import Block
 from core.models.cross_entropy import Losses, chunked_cross_entropy, full_cross_entropy
 from core.models.layers import RMSNorm, SwiGLU
+from core.models.naming import PLAIN, Naming
 from schemas.hyperparameters import HyperParameters
 from schemas.model import DecoderSpec
 
@@ -39,6 +40,11 @@ class DecoderBlock(Block):
         return out
 
 
+Inserted = tuple[Tensor, Tensor]
+"""Embeddings ``[N, hidden]`` that do not come from token ids, and int64 ``[M]``, M <= N: where the first M of them
+go in the flattened batch."""
+
+
 class Trunk(nn.Module):
     """Embedding, blocks and final norm; ``model.`` in the released checkpoints' names."""
 
@@ -51,9 +57,11 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self._contexts = ContextCache(spec, hp.attention)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, inserted: Inserted | None = None) -> Tensor:
         """Token ids ``[B, S]`` to normalised hidden states ``[B, S, hidden]``."""
         hidden = self.embed_tokens(input_ids)
+        if inserted is not None:
+            hidden = _insert(hidden, *inserted)
         context = self._context(hidden)
         for block in self.layers:
             hidden = block(hidden, context=context)
@@ -75,6 +83,13 @@ class Trunk(nn.Module):
                 "attention 'flex' cannot train on a CPU: FlexAttention has no backward pass there",
                 "choose attention 'sdpa' (or 'eager'), or run on an accelerator",
             )
+
+
+def _insert(hidden: Tensor, embeddings: Tensor, positions: Tensor) -> Tensor:
+    # Positions are told rather than searched for: a search would wait for the device. Embeddings without a
+    # position still belong to the graph, so that their gradient is zero and not missing.
+    used = embeddings[: len(positions)].to(hidden.dtype)
+    return hidden.flatten(0, 1).index_copy(0, positions, used).view_as(hidden)
 
 
 class Head(nn.Module):
@@ -131,6 +146,11 @@ class Decoder(nn.Module):
     def blocks(self) -> Sequence[Block]:
         """The layers: what is sharded, compiled and checkpointed as one each."""
         return [cast(Block, block) for block in self.model.layers]
+
+    @property
+    def naming(self) -> Naming:
+        """What released checkpoints call the parameters."""
+        return PLAIN
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Losses:
         """The objective and the cross-entropy, fp32 scalars, summed over labels other than -100.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from core.errors import UsageError
+from core.models.naming import PLAIN, Naming
 from schemas.model import DecoderSpec
 
 
@@ -81,7 +82,7 @@ def initialise_random(  # noqa: PLR0913
     shapes: Shapes | None = None,
     device: torch.device | None = None,
 ) -> None:
-    """Norm weights 1, all others normal with mean 0 and deviation ``spec.initializer_range``.
+    """Norm weights 1, biases 0, all others normal with mean 0 and deviation ``spec.initializer_range``.
 
     Each parameter has its own generator, seeded by ``seed`` and its name, and is drawn whole and in fp32: the
     values depend on neither order, rank, sharding nor the parameter's type. They are drawn on ``device`` (None:
@@ -91,7 +92,10 @@ def initialise_random(  # noqa: PLR0913
         shape = parameter.shape if shapes is None else shapes[name]
         where = parameter.device if device is None else device
         full = torch.empty(shape, device=where, dtype=torch.float32)
-        if "norm" in name.split(".")[-2]:
+        *_, module, kind = name.split(".")
+        if kind == "bias":
+            full.zero_()
+        elif "norm" in module:
             full.fill_(1.0)
         else:
             generator = torch.Generator(device=where).manual_seed(parameter_seed(seed, name))
@@ -105,37 +109,41 @@ def parameter_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def load_safetensors(
+def load_safetensors(  # noqa: PLR0913
     named_parameters: Iterable[tuple[str, T]],
     folder: Path,
     place: Place[T],
     *,
     shapes: Shapes | None = None,
     elsewhere: Collection[str] = (),
+    naming: Naming = PLAIN,
 ) -> None:
     """Reads every parameter from ``folder``'s safetensors (a single file, or several with an index).
 
-    ``elsewhere`` names tensors that must be there, too, but that other ranks read. Names, shapes and types are
-    checked before the first parameter is written; ``rotary_emb.inv_freq``, which some checkpoints carry, is passed
-    over. Raises UsageError that names the file and the tensor.
+    ``naming`` tells what the files call them; ``elsewhere`` names tensors that must be there, too, but that other
+    ranks read. Names, shapes and types are checked before the first parameter is written; ``rotary_emb.inv_freq``,
+    which some checkpoints carry, is passed over. Raises UsageError that names the file and the tensor.
     """
     from safetensors import SafetensorError, safe_open
 
     parameters = dict(named_parameters)
     expected = {name: shapes[name] if shapes else parameter.shape for name, parameter in parameters.items()}
     files = files_by_tensor(folder)
-    _check_names(folder, {*expected, *elsewhere}, set(files))
+    stored = naming.sources(files)
+    _check_names(folder, {*expected, *elsewhere}, set(stored))
     with ExitStack() as stack:
         readers: dict[Path, Any] = {}
-        for path in sorted(set(files.values())):
+        for path in sorted({files[name] for name in stored.values()}):
             try:
                 readers[path] = stack.enter_context(safe_open(path, framework="pt"))
             except (OSError, SafetensorError) as error:
                 raise UsageError(f"{path} cannot be read as safetensors: {error}", _FETCH_AGAIN) from error
         for name, shape in expected.items():
-            _check_tensor(files[name], readers[files[name]], name, shape)
+            path = files[stored[name]]
+            _check_tensor(path, readers[path], stored[name], shape, longer=name in naming.longer)
         for name, parameter in parameters.items():
-            place(parameter, readers[files[name]].get_tensor(name))
+            slices = readers[files[stored[name]]].get_slice(stored[name])
+            place(parameter, slices[: expected[name][0]])
 
 
 _FETCH_AGAIN = "check the folder that 'weights' names, or fetch its files again"
@@ -181,14 +189,16 @@ def _check_names(folder: Path, expected: set[str], found: set[str]) -> None:
             )
 
 
-def _check_tensor(path: Path, reader: Any, name: str, shape: torch.Size) -> None:
+def _check_tensor(path: Path, reader: Any, name: str, shape: torch.Size, *, longer: bool) -> None:
     """The index can be wrong too: its file may lack the tensor."""
     if name not in reader.keys():  # noqa: SIM118 (a reader is no mapping)
         raise UsageError(f"{path} lacks tensor {name}, which the index says it holds", _FETCH_AGAIN)
     found = reader.get_slice(name)
-    if list(found.get_shape()) != list(shape):
+    rows, *rest = found.get_shape()
+    fits = rows >= shape[0] if longer else rows == shape[0]
+    if rest != list(shape[1:]) or not fits:
         raise UsageError(
-            f"{path}: tensor {name} has shape {list(found.get_shape())}, the model needs {list(shape)}",
+            f"{path}: tensor {name} has shape {[rows, *rest]}, the model needs {list(shape)}",
             "use weights of the case's own model, or correct the model's sizes",
         )
     if found.get_dtype() not in _FLOATING:
