@@ -2,8 +2,9 @@
 
 N is the number of parameters, L layers, H heads, Q head size, T sequence length; a product of an a×b and a b×c
 matrix is 2abc FLOPs, and the backward pass costs twice the forward pass: once for the gradient of the input, once
-for that of the weight. A frozen weight has no gradient of its own, which leaves 4 of the 6 FLOPs; attention has no
-weights. Under LoRA every weight of the model is frozen, and only the adapters' are trained.
+for that of the weight. A frozen weight has no gradient of its own, which leaves 4 of the 6 FLOPs where a gradient
+must cross it, and 2 where none does; attention has no weights. Under LoRA every weight of the model is frozen, and
+only the adapters' are trained.
 """
 
 from __future__ import annotations
@@ -55,16 +56,23 @@ class Work:
         """What ``plan`` trains; ``parameters`` are counted from the built model."""
         hp = plan.hyper_parameters
         return cls(
-            plan.model, parameters, hp.sequence_length, hp.activation_checkpointing, scaled_down=plan.scaled_down
+            plan.model,
+            parameters,
+            hp.sequence_length,
+            hp.activation_checkpointing,
+            fine_tune="full" if plan.lora is None else "lora",
+            scaled_down=plan.scaled_down,
         )
 
 
 def flops_per_token(work: Work) -> dict[str, float]:
     """Training FLOPs per token by each rule of ``FORMULAS`` that tells something of this model."""
     model, parameters = work.model, work.parameters
-    each, adapters = (6.0, 0) if work.fine_tune == "full" else (4.0, parameters.trainable)
+    each = 6.0 if work.fine_tune == "full" else 4.0
     attention = 12.0 * model.num_layers * model.num_heads * model.head_size * work.sequence_length
-    palm = each * (parameters.total - adapters) + 6.0 * adapters + attention
+    crossed = parameters.total - parameters.forward_only
+    adapters = parameters.trainable if work.fine_tune == "lora" else 0
+    palm = each * (crossed - adapters) + 6.0 * adapters + 2.0 * parameters.forward_only + attention
     causal = palm - each * model.vocab_size * model.hidden_size - attention / 2
     nominal = {} if work.scaled_down else {"flagperf": each * model.nominal_parameters}
     return nominal | {"palm": palm, "causal": causal, "hardware": causal + _recomputed(work)}
@@ -78,7 +86,7 @@ def _recomputed(work: Work) -> float:
     if work.checkpointing != "full":
         return 0.0
     model = work.model
-    in_blocks = work.parameters.total - work.parameters.embedding
+    in_blocks = work.parameters.total - work.parameters.embedding - work.parameters.forward_only
     attention = 2.0 * model.num_layers * model.num_heads * model.head_size * work.sequence_length
     return 2.0 * in_blocks + attention
 

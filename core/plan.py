@@ -15,7 +15,7 @@ from pydantic import JsonValue, ValidationError
 
 from core import launch, layout
 from core.cases import Config, LoadedCase
-from core.engines.catalog import engine_spec
+from core.engines.catalog import EngineSpec, engine_spec
 from core.engines.deepspeed_config import deepspeed_config
 from core.engines.megatron.config import megatron_config
 from core.errors import UsageError
@@ -23,18 +23,26 @@ from core.plan_checks import nearest, refusals
 from core.plugins import Vendor
 from core.proposal import Proposal
 from schemas.base import Schema, problems
-from schemas.case import Case, DataSpec, Run
+from schemas.case import Case, DataSpec, Run, TokenizerSpec
 from schemas.chip import ChipSpec, PeakPrecision
-from schemas.hyperparameters import HyperParameters, Measure, OverrideValue
+from schemas.evaluation import EvaluationSpec
+from schemas.hyperparameters import HyperParameters, LoraSpec, Measure, OverrideValue
 from schemas.model import DecoderSpec
 from schemas.plan import Plan
 from schemas.units import Parallel, Topology, Unit
 
-SECTIONS: Mapping[str, type[Schema]] = {"measure": Measure, "model": DecoderSpec, "data": DataSpec}
+SECTIONS: Mapping[str, type[Schema]] = {
+    "measure": Measure,
+    "model": DecoderSpec,
+    "data": DataSpec,
+    "tokenizer": TokenizerSpec,
+}
 """Dotted settings; a bare key is a hyper-parameter, and ``weights`` stands alone."""
+OPTIONAL_SECTIONS: Mapping[str, type[Schema]] = {"lora": LoraSpec, "evaluation": EvaluationSpec}
+"""Dotted settings that only some cases have."""
 
 TIMEOUTS = ("measure.start_timeout_s", "measure.setup_timeout_s", "measure.timeout_s")
-LOCATIONS = frozenset({"data.path", "weights", *TIMEOUTS})
+LOCATIONS = frozenset({"data.path", "tokenizer.path", "evaluation.path", "weights", *TIMEOUTS})
 """Settings of this machine, where things lie and how long to wait: they do not make a record unofficial."""
 
 MIN_STEPS = 20
@@ -52,9 +60,10 @@ class Layers:
         self.origins: dict[str, str] = {}
         self._source = f"case {case.name}"
         self._start("", case.hyper_parameters)
-        self._start("measure.", case.measure)
-        self._start("model.", case.model)
-        self._start("data.", case.data)
+        for name in (*SECTIONS, *OPTIONAL_SECTIONS):
+            section = getattr(case, name)
+            if section is not None:
+                self._start(f"{name}.", section)
         self.values["weights"] = case.weights
         self.origins["weights"] = self._source
 
@@ -82,6 +91,11 @@ class Layers:
             raise self._wrong(prefix, schema, problems(error)) from error
         self.values |= {prefix + name: getattr(section, name) for name in schema.model_fields}
         return section
+
+    def optional_section(self, name: str, schema: type[S]) -> S | None:
+        """As ``section``; None where the case has no such section."""
+        known = any(key.startswith(f"{name}.") for key in self.values)
+        return self.section(f"{name}.", schema) if known else None
 
     def _wrong(self, prefix: str, schema: type[Schema], found: Iterable[tuple[str, str]]) -> UsageError:
         lines: list[str] = []
@@ -140,10 +154,14 @@ def build(request: Request) -> Plan:
     layers = _layers(request)
     hp, model = layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
     measure, data = layers.section("measure.", Measure), layers.section("data.", DataSpec)
+    tokenizer = layers.section("tokenizer.", TokenizerSpec)
+    lora = layers.optional_section("lora", LoraSpec)
+    evaluation = layers.optional_section("evaluation", EvaluationSpec)
     weights = layers.values["weights"]
     chip = vendor.chip(config.value.topology.chip)
     topology = _topology(config, chip, request.world)
     engine, layers.origins["engine"] = _engine(request)
+    _require_ability(engine_spec(engine), lora, evaluation)
     sequences = None if data.path is not None else data.generated_sequences
     proposal = Proposal(engine_spec(engine).name, chip, topology, hp, model, sequences)
     _refuse(proposal)
@@ -162,9 +180,11 @@ def build(request: Request) -> Plan:
         hyper_parameters=hp,
         measure=measure,
         model=model,
-        tokenizer=loaded.case.tokenizer,
+        tokenizer=tokenizer,
         data=data,
         weights=None if weights is None else str(weights),
+        lora=lora,
+        evaluation=evaluation,
         fix_hp={key: _plain(layers.values[key]) for key in request.changed},
         remark=request.run.remark,
         origins=layers.origins,
@@ -227,6 +247,14 @@ def _topology(config: Config, chip: ChipSpec, world: tuple[int, int] | None) -> 
             f"start {planned.world_size} ranks, or add a config_{actual}.py to the case",
         )
     return actual
+
+
+def _require_ability(engine: EngineSpec, lora: LoraSpec | None, evaluation: EvaluationSpec | None) -> None:
+    """UsageError where the engine lacks what the case needs; no setting could change that."""
+    lacking = [] if lora is None or engine.trains_adapters else ["trains no LoRA adapters"]
+    lacking += [] if evaluation is None or engine.evaluates else ["evaluates no model"]
+    if lacking:
+        raise UsageError(f"engine {engine.name} {' and '.join(lacking)}", "use engine torch or deepspeed")
 
 
 def _refuse(proposal: Proposal) -> None:

@@ -88,6 +88,7 @@ def _build(
     parameters = None if model is None else summary.parameters(model)
     throughput = summary.throughput(plan, events)
     unofficial = plan.unofficial_reason or _short_window(plan, window)
+    told = of_kind(first_rank, ev.AccuracyEvent)
     said = dict.fromkeys(event.message for event in of_kind(events, ev.WarningEvent))  # ranks often say the same
     return rec.Record(
         id=record_id,
@@ -113,11 +114,12 @@ def _build(
         mfu=_mfu(plan, parameters, throughput),
         memory=summary.memory(events),
         loss=summary.loss(steps),
+        accuracy={event.benchmark: event.accuracy for event in told},
         aligned=alignment.aligned if alignment else None,
         alignment=alignment,
         telemetry=summary.telemetry(events, throughput),
         parameters=parameters,
-        tokens_trained=len(steps) * plan.tokens_per_step if steps else None,
+        tokens_trained=summary.tokens_trained(plan, events),
         epochs=window.epochs if window else None,
         data_manifest_sha256=data.manifest_sha256 if data else None,
         weights_sha256=model.weights_sha256 if model else None,

@@ -16,8 +16,19 @@ from schemas.plan import Plan
 def parameters(model: ev.ModelEvent) -> rec.Parameters:
     """As counted from the built model."""
     return rec.Parameters(
-        total=model.parameters_total, trainable=model.parameters_trainable, embedding=model.parameters_embedding
+        total=model.parameters_total,
+        trainable=model.parameters_trainable,
+        embedding=model.parameters_embedding,
+        forward_only=model.parameters_forward_only,
     )
+
+
+def tokens_trained(plan: Plan, events: Sequence[ev.Event]) -> int | None:
+    """Tokens of the data, without padding, that all replicas have trained on; None before the first step."""
+    by_rank = Counter[int]()
+    for step in of_kind(events, ev.StepEvent):
+        by_rank[step.rank] += step.real_tokens
+    return round(_of_all_replicas(plan, by_rank)) if by_rank else None
 
 
 def throughput(plan: Plan, events: Sequence[ev.Event]) -> rec.Throughput | None:
@@ -63,14 +74,18 @@ def _rates(plan: Plan, windows: Sequence[ev.WindowEvent]) -> tuple[float, float]
 
 
 def tokens_per_second_per_chip(plan: Plan, tokens: Mapping[int, int], seconds: float) -> float:
-    """The rate of all chips together over their number, from what each rank (rank -> tokens) read in ``seconds``.
+    """The rate of all chips over their number, from what each rank (rank -> tokens) read in ``seconds``."""
+    return _of_all_replicas(plan, tokens) / seconds / plan.topology.world_size
+
+
+def _of_all_replicas(plan: Plan, tokens: Mapping[int, int]) -> float:
+    """The tokens that all replicas read, from what each rank (rank -> tokens) read.
 
     Every rank of a replica that is split over ranks reads the replica's tokens: they count once. Replicas of which
     no rank is among ``tokens``, on other nodes, count as the mean of the others.
     """
     replicas = {coordinates(plan.parallel, rank).data: count for rank, count in tokens.items()}
-    whole = sum(replicas.values()) * plan.parallel.dp / len(replicas)
-    return whole / seconds / plan.topology.world_size
+    return sum(replicas.values()) * plan.parallel.dp / len(replicas)
 
 
 def _percentile(ordered: Sequence[float], percent: int) -> float:

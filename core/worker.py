@@ -30,10 +30,11 @@ from schemas.plan import Plan
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-    from core.data.reader import TokenReader
+    from core.data.source import DataSource
     from core.engines.base import Engine
     from core.loop import Loop
     from schemas.chip import Device
+    from schemas.evaluation import EvaluationSpec
 
 PLAN_FILE = "plan.json"
 EXIT_UNWRITABLE = 74
@@ -190,46 +191,70 @@ class _Worker:
         from core.telemetry import TelemetrySampler
 
         self._log.emit(ev.PhaseEvent, phase="data")
-        reader = self._open_data()
+        source = self._open_data()
         self._log.emit(ev.PhaseEvent, phase="setup")
         engine = self._set_up_engine(vendor, device)
         gas = self._plan.hyper_parameters.gradient_accumulation_steps
-        loader = DeviceLoader(reader, gas, torch.device(device.torch_device))
+        loader = DeviceLoader(source, gas, torch.device(device.torch_device))
         sampler = TelemetrySampler(partial(vendor.collect_telemetry, device), self._log)
         try:
             self._loop = Loop(self._plan, engine, loader, self._log)
-            self._loop.run(lambda step: reader.epochs_at(step, gas))
+            self._loop.run(lambda step: source.epochs_at(step, gas))
             self._log.emit(ev.MemoryEvent, memory=vendor.collect_memory(device))
         finally:
             sampler.stop()
             loader.close()
+        if self._plan.evaluation is not None:
+            self._evaluate(self._plan.evaluation, engine)
         self._log.emit(ev.PhaseEvent, phase="finish")
         engine.close()
 
-    def _open_data(self) -> TokenReader:
-        """This rank's reader; one process a node makes the generated corpus and verifies the file's hash."""
+    def _open_data(self) -> DataSource:
+        """This rank's data; one process a node makes what is generated and verifies what is not."""
         import torch.distributed as dist
 
-        from core.data.dataset import data_folder, open_data
+        from core.data.catalog import data_format
+        from core.evaluate.catalog import evaluator
 
         plan, rank = self._plan, self._rank
-        hp, vocab_size = plan.hyper_parameters, plan.model.vocab_size
+        reads = data_format(plan)
         if rank.local_rank == 0:
-            data_folder(plan.data, hp.sequence_length, vocab_size)
+            reads.make(plan)
+            if plan.evaluation is not None:
+                evaluator(plan.evaluation.benchmark).make(plan.evaluation)
         dist.barrier()
         replica = coordinates(plan.parallel, rank.rank).data
-        reader = open_data(
-            plan.data, hp, vocab_size, rank=replica, world_size=plan.parallel.dp, verify=rank.local_rank == 0
-        )
-        manifest = reader.manifest
+        source = reads.open_source(plan, replica=replica, verify=rank.local_rank == 0)
+        facts = source.facts
         self._log.emit(
             ev.DataEvent,
-            data="generated" if manifest.generated else manifest.name,
-            manifest_sha256=manifest.sha256(),
-            sequences=reader.sequences,
-            tokens=manifest.tokens,
+            data=facts.name,
+            manifest_sha256=facts.sha256,
+            sequences=facts.sequences,
+            tokens=facts.tokens,
         )
-        return reader
+        return source
+
+    def _evaluate(self, spec: EvaluationSpec, engine: Engine) -> None:
+        """Ask the trained model a benchmark's questions, on all ranks together."""
+        from core.data.embedded import tokenizer_file
+        from core.evaluate.catalog import Respondent, evaluator
+
+        self._log.emit(ev.PhaseEvent, phase="evaluate")
+        with engine.evaluating() as model:
+            respondent = Respondent(
+                model=model,
+                device=engine.device,
+                tokenizer=tokenizer_file(self._plan),
+                vocab_size=self._plan.model.vocab_size,
+                max_length=self._plan.model.max_positions,
+                rank=self._rank.rank,
+                world_size=self._rank.world_size,
+            )
+            accuracy = evaluator(spec.benchmark).evaluate(
+                spec, respondent, lambda done, total: self._log.emit(ev.ProgressEvent, done=done, total=total)
+            )
+        self._log.emit(ev.AccuracyEvent, benchmark=spec.benchmark, accuracy=accuracy)
 
     def _set_up_engine(self, vendor: Vendor, device: Device) -> Engine:
         from core import cases
@@ -248,6 +273,7 @@ class _Worker:
             parameters_total=facts.parameters.total,
             parameters_trainable=facts.parameters.trainable,
             parameters_embedding=facts.parameters.embedding,
+            parameters_forward_only=facts.parameters.forward_only,
             weights=facts.weights,
             optimizer=facts.optimizer,
             weights_sha256=weights_sha256(plan, engine.device),

@@ -9,7 +9,8 @@ from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from schemas.base import Name, Schema, Text
-from schemas.hyperparameters import HyperParameters, Measure, Overrides
+from schemas.evaluation import EvaluationSpec
+from schemas.hyperparameters import HyperParameters, LoraSpec, Measure, Overrides
 from schemas.model import DecoderSpec
 from schemas.units import Topology
 
@@ -23,19 +24,27 @@ class TokenizerSpec(Schema):
     add_eos: bool
     source: str
     """Where the file comes from, for a person; nothing is fetched."""
+    path: str | None = None
+    """A SentencePiece model, or the folder with its ``tokenizer.model``, for runs that tokenize: None takes the
+    one in the folder of the weights, or the embedded one."""
+
+
+DataFormat = Literal["tokens"]
+"""``tokens``: text in a file of token ids, packed without gaps."""
 
 
 class DataSpec(Schema):
     """The data set: what the published runs used, and where prepared tokens lie, if they do."""
 
     name: str
+    format: DataFormat = "tokens"
     description: Text
     source: str
     """Where it comes from, for a person; nothing is fetched."""
     path: str | None = None
-    """A folder written by ``prepare``; None trains on the generated corpus."""
+    """A folder in the format (for ``tokens``, written by ``prepare``); None trains on generated data."""
     generated_sequences: PositiveInt = 512
-    """Length of the generated corpus, in sequences of the run."""
+    """Length of the generated data, in sequences of the run."""
 
 
 class Case(Schema):
@@ -50,6 +59,10 @@ class Case(Schema):
     measure: Measure = Measure()
     weights: str | None = None
     """A folder of safetensors to start from; None is random initialisation."""
+    lora: LoraSpec | None = None
+    """The adapters to train; None trains the model's own weights."""
+    evaluation: EvaluationSpec | None = None
+    """What the trained model is asked after the measured window."""
     reference: str
     """Where the recipe was published."""
 

@@ -8,8 +8,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from schemas.base import Schema
 from schemas.chip import Device, MemoryReading, TelemetryReading
+from schemas.evaluation import Accuracy, Benchmark
 
-Phase = Literal["start", "data", "setup", "warmup", "measure", "finish"]
+Phase = Literal["start", "data", "setup", "warmup", "measure", "evaluate", "finish"]
 Status = Literal["ok", "oom", "nan", "hang", "crashed", "interrupted", "invalid"]
 
 
@@ -44,6 +45,7 @@ class ModelEvent(_Event):
     parameters_total: PositiveInt
     parameters_trainable: NonNegativeInt
     parameters_embedding: NonNegativeInt
+    parameters_forward_only: NonNegativeInt = 0
     weights: Literal["random", "pretrained"]
     optimizer: str
     """Class of the optimizer that really steps, after ``optimizer_wrap``."""
@@ -105,6 +107,22 @@ class MemoryEvent(_Event):
     memory: MemoryReading
 
 
+class ProgressEvent(_Event):
+    """How far this rank has come in a phase that has no steps."""
+
+    kind: Literal["progress"] = "progress"
+    done: NonNegativeInt
+    total: PositiveInt
+
+
+class AccuracyEvent(_Event):
+    """The trained model was evaluated by all ranks."""
+
+    kind: Literal["accuracy"] = "accuracy"
+    benchmark: Benchmark
+    accuracy: Accuracy
+
+
 class TelemetryEvent(_Event):
     """One telemetry sample."""
 
@@ -154,7 +172,8 @@ class FinishEvent(_Event):
 Event = Annotated[
     Union[
         PhaseEvent, DeviceEvent, ModelEvent, DataEvent, StepEvent, WindowEvent,
-        MemoryEvent, TelemetryEvent, WarningEvent, HeartbeatEvent, SpeedEvent, ErrorEvent, FinishEvent,
+        MemoryEvent, ProgressEvent, AccuracyEvent, TelemetryEvent, WarningEvent, HeartbeatEvent, SpeedEvent,
+        ErrorEvent, FinishEvent,
     ],
     Field(discriminator="kind"),
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from schemas.base import Schema
-from schemas.units import PipelineLayers
+from schemas.units import ModuleNames, PipelineLayers
 
 Precision = Literal["fp32", "tf32", "amp", "fp16", "bf16", "fp8"]
 Attention = Literal["eager", "sdpa", "flex"]
@@ -17,7 +17,7 @@ OptimizerState = Literal["fp32", "bf16_stochastic", "8bit"]
 
 
 class HyperParameters(Schema):
-    """What a run trains with. Only these fields (and ``measure``, ``model``, ``data``) can be overridden."""
+    """What a run trains with. Only these fields (and those of the plan's other sections) can be overridden."""
 
     stage: Stage | None = None
     """Which of several stages of one recipe a run is, where a recipe has several: it decides what is trained."""
@@ -73,6 +73,19 @@ class HyperParameters(Schema):
     """Cross-entropy over all logits at once, or in chunks so that full fp32 logits never exist."""
 
 
+class LoraSpec(Schema):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); all other weights stay as they are."""
+
+    r: PositiveInt
+    """Rank of the update of each target."""
+    alpha: PositiveInt
+    """The update is scaled by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the adapters' input."""
+    target_modules: ModuleNames
+    """The linear layers that get an adapter, by the last part of their name: ``q_proj+v_proj``."""
+
+
 class Measure(Schema):
     """The measuring window: warm-up steps are dropped, then at least ``steps`` steps and ``min_window_s``."""
 
@@ -95,4 +108,5 @@ class Measure(Schema):
 OverrideValue = bool | int | float | str | None
 Overrides = dict[str, OverrideValue]
 """Dotted field to value: ``gradient_accumulation_steps`` (a hyper-parameter), ``measure.steps``,
-``model.num_layers``, ``data.path``. Names and types are checked where the layer is applied."""
+``model.num_layers``, ``data.path``, and ``lora.r`` or ``evaluation.shots`` where the case has them. Names and
+types are checked where the layer is applied."""

@@ -9,7 +9,8 @@ from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, Positiv
 from schemas.base import SCHEMA_VERSION, Name, Schema
 from schemas.case import DataSpec, TokenizerSpec
 from schemas.chip import ChipSpec, PeakPrecision
-from schemas.hyperparameters import HyperParameters, Measure, OverrideValue
+from schemas.evaluation import EvaluationSpec
+from schemas.hyperparameters import HyperParameters, LoraSpec, Measure, OverrideValue
 from schemas.model import DecoderSpec
 from schemas.units import Parallel, Topology
 
@@ -57,6 +58,8 @@ class Plan(Schema):
     tokenizer: TokenizerSpec
     data: DataSpec
     weights: str | None
+    lora: LoraSpec | None = None
+    evaluation: EvaluationSpec | None = None
     fix_hp: dict[str, OverrideValue]
     """What the run and ``--set`` changed relative to the config."""
     remark: str | None

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from typing_extensions import Self
 
 from schemas.base import SCHEMA_VERSION, Name, RecordId, Schema
+from schemas.evaluation import Accuracy
 from schemas.event import Status
 from schemas.hyperparameters import OverrideValue, Precision
 from schemas.plan import Plan
@@ -91,6 +92,8 @@ class Parameters(Schema):
     total: PositiveInt
     trainable: NonNegativeInt
     embedding: NonNegativeInt
+    forward_only: NonNegativeInt = 0
+    """Frozen, and crossed by no gradient either."""
 
 
 ConditionName = Literal["loss", "first_loss", "gradient_norm", "early_gradient_norm"]
@@ -160,7 +163,8 @@ class Record(Schema):
     mfu: Mfu = Mfu()
     memory: Memory = Memory()
     loss: Loss = Loss()
-    accuracy: dict[str, NonNegativeFloat] = {}
+    accuracy: dict[str, Accuracy] = {}
+    """Benchmark (``MMLU``) -> how well the trained model answered it."""
     aligned: bool | None = None
     """Whether the loss curve follows the reference (是否精度对齐); None where it was not compared."""
     alignment: Alignment | None = None

@@ -1,8 +1,8 @@
 """The notations of the published reports, each parsed and rendered losslessly.
 
 ``H800x2x8`` (topology), ``TP4PP8DP1`` (parallel layout), ``77/80`` (memory), ``GAS=64(globalbs=2M tokens)``
-(hyper-parameter changes), ``16.3%``; and one of our own, ``19-20-21-20`` (layers of pipeline stages). For every
-unit ``parse(text).render() == text``, and back.
+(hyper-parameter changes), ``16.3%``; and two of our own, ``19-20-21-20`` (layers of pipeline stages) and
+``q_proj+v_proj`` (modules). For every unit ``parse(text).render() == text``, and back.
 """
 
 from __future__ import annotations
@@ -162,6 +162,24 @@ class PipelineLayers(Unit):
     @override
     def render(self) -> str:
         return "-".join(map(str, self.counts))
+
+
+class ModuleNames(Unit):
+    """Names of a model's modules."""
+
+    notation: ClassVar[str] = "q_proj+v_proj"
+    pattern: ClassVar[str] = r"[A-Za-z_]\w*(?:\+[A-Za-z_]\w*)*"
+
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @classmethod
+    @override
+    def _fields(cls, text: str) -> dict[str, Any]:
+        return {"names": tuple(cls._match(text)[0].split("+"))}
+
+    @override
+    def render(self) -> str:
+        return "+".join(self.names)
 
 
 NonNegativeDecimal = Annotated[Decimal, Field(ge=0), AfterValidator(Decimal.copy_abs)]

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
+from core.plan import OPTIONAL_SECTIONS
+from core.plan import SECTIONS as PLAN_SECTIONS
 from schemas.plan import Placement, Plan
 from schemas.record import Record
 from schemas.units import Percent
 
-SECTIONS = (("", "hyper_parameters"), ("measure.", "measure"), ("model.", "model"), ("data.", "data"))
+SECTIONS = (("", "hyper_parameters"), *((f"{name}.", name) for name in (*PLAN_SECTIONS, *OPTIONAL_SECTIONS)))
 
 
 def records_table(records: Sequence[Record]) -> Table:
@@ -63,7 +65,8 @@ def plan_table(plan: Plan) -> Table:
     table = Table("setting", "value", "from", title=title)
     table.add_row("engine", plan.engine, plan.origins["engine"])
     for prefix, attribute in SECTIONS:
-        for name, value in getattr(plan, attribute).model_dump(mode="json").items():
+        section = getattr(plan, attribute)
+        for name, value in section.model_dump(mode="json").items() if section is not None else ():
             if not isinstance(value, dict):
                 table.add_row(prefix + name, str(value), plan.origins.get(prefix + name, ""))
     table.add_row("weights", str(plan.weights), plan.origins["weights"])

@@ -1,4 +1,4 @@
-"""Opening the data of a run: the prepared folder that its case names, or the generated corpus."""
+"""Format ``tokens``: the prepared folder that a run names, or the generated corpus."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from core.data.reader import TokenReader
 from core.errors import UsageError
 from schemas.case import DataSpec
 from schemas.hyperparameters import HyperParameters
+from schemas.plan import Plan
 
 _CORPUS_SEED = 0
 """Every run without a data set trains on this corpus; the run's own seed only orders it."""
+
+
+def make(plan: Plan) -> None:
+    """As ``core.data.catalog.Format``."""
+    data_folder(plan.data, plan.hyper_parameters.sequence_length, plan.model.vocab_size)
+
+
+def open_source(plan: Plan, *, replica: int, verify: bool) -> TokenReader:
+    """As ``core.data.catalog.Format``."""
+    hp, dp = plan.hyper_parameters, plan.parallel.dp
+    return open_data(plan.data, hp, plan.model.vocab_size, rank=replica, world_size=dp, verify=verify)
 
 
 def data_folder(data: DataSpec, sequence_length: int, model_vocab_size: int) -> Path:

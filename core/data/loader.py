@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.data.reader import TokenReader
+from core.data.source import Array, DataSource, MicroBatch
 
 _POLL_S = 0.05
 _JOIN_S = 5.0
@@ -23,8 +23,9 @@ _JOIN_S = 5.0
 class StepBatch:
     """What one rank trains on in one optimizer step."""
 
-    micro_batches: list[tuple[Tensor, Tensor]]
-    """GAS pairs of input ids and labels, int64 ``[LBS, S]``, on the device."""
+    micro_batches: Sequence[Mapping[str, Tensor]]
+    """Of each of GAS micro-batches the keyword arguments of the model's ``forward``, on the device: ``input_ids``
+    and ``labels``, int64 ``[B, S]``, and what else the data holds. Shapes may differ between micro-batches."""
     label_tokens: int
     """Labels that count in the loss, of this rank."""
     real_tokens: int
@@ -41,17 +42,17 @@ class DeviceLoader:
 
     def __init__(
         self,
-        reader: TokenReader,
+        source: DataSource,
         gradient_accumulation_steps: int,
         device: torch.device,
         start_step: int = 0,
         depth: int = 2,
     ) -> None:
         """Start reading; ``UsageError`` when the data set does not fill one global batch."""
-        reader.steps_per_epoch(gradient_accumulation_steps)
-        self._reader, self._gas, self._start_step = reader, gradient_accumulation_steps, start_step
+        source.steps_per_epoch(gradient_accumulation_steps)
+        self._source, self._gas, self._start_step = source, gradient_accumulation_steps, start_step
         self._copier = _Copier(device)
-        self._ready: queue.Queue[tuple[Tensor, Any] | BaseException] = queue.Queue(depth)
+        self._ready: queue.Queue[tuple[StepBatch, Any] | BaseException] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="accelmark-data", daemon=True)
         self._thread.start()
@@ -66,11 +67,9 @@ class DeviceLoader:
         if isinstance(item, BaseException):
             self.close()
             raise item
-        tokens, copied = item
-        self._copier.receive(tokens, copied)
-        pairs = [(micro[0], micro[1]) for micro in tokens]
-        labels = sum(pair[1].numel() for pair in pairs)
-        return StepBatch(micro_batches=pairs, label_tokens=labels, real_tokens=labels, padded_tokens=0)
+        batch, copied = item
+        self._copier.receive(batch, copied)
+        return batch
 
     def close(self) -> None:
         """Stop the thread; the iteration ends. May be called twice."""
@@ -87,18 +86,16 @@ class DeviceLoader:
         except BaseException as error:
             self._offer(error)
 
-    def _read(self, step: int) -> Tensor | None:
-        """Tokens of one step, ``[GAS, 2, LBS, S]`` (inputs, labels); None when told to stop."""
-        shape = (self._gas, 2, self._reader.local_batch_size, self._reader.sequence_length)
-        host = self._copier.host_buffer(shape)
-        target = host.numpy()
+    def _read(self, step: int) -> list[MicroBatch] | None:
+        """The micro-batches of one step; None when told to stop."""
+        micro_batches: list[MicroBatch] = []
         for micro_step in range(self._gas):
             if self._stop.is_set():
                 return None
-            target[micro_step] = self._reader.batch(step, micro_step, self._gas)
-        return host
+            micro_batches.append(self._source.batch(step, micro_step, self._gas))
+        return micro_batches
 
-    def _offer(self, item: tuple[Tensor, Any] | BaseException) -> bool:
+    def _offer(self, item: tuple[StepBatch, Any] | BaseException) -> bool:
         while not self._stop.is_set():
             try:
                 self._ready.put(item, timeout=_POLL_S)
@@ -109,7 +106,7 @@ class DeviceLoader:
 
 
 class _Copier:
-    """Copies from host to device on a stream of its own; on the CPU it hands the tensor over as it is."""
+    """Copies from host to device on a stream of its own; on the CPU it hands arrays over as they are."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -127,27 +124,40 @@ class _Copier:
         if self._device.type != "cpu":
             self._module.set_device(self._device)
 
-    def host_buffer(self, shape: tuple[int, ...]) -> Tensor:
-        """An int64 buffer, pinned where the vendor can; it is filled before ``send`` and not touched after."""
+    def send(self, micro_batches: Sequence[MicroBatch]) -> tuple[StepBatch, Any]:
+        """The step on the device, and the event that its copies end with."""
+        if self._device.type == "cpu":
+            return _step_batch(micro_batches, torch.from_numpy), None
+        with self._module.stream(self._stream):
+            batch = _step_batch(micro_batches, self._to_device)
+            return batch, self._stream.record_event()
+
+    def _to_device(self, array: Array) -> Tensor:
+        """A copy that is on its way; the allocator of pinned memory keeps the buffer until it has arrived."""
+        host = torch.from_numpy(array)
         if self._pin:
             try:
-                return torch.empty(shape, dtype=torch.int64, pin_memory=True)
+                host = host.pin_memory()
             except RuntimeError:
                 self._pin = False
-        return torch.empty(shape, dtype=torch.int64)
+        # From pageable memory an asynchronous copy may read after the buffer is gone.
+        return host.to(self._device, non_blocking=self._pin)
 
-    def send(self, host: Tensor) -> tuple[Tensor, Any]:
-        """The tensor on the device, and the event that its copy ends with."""
-        if self._device.type == "cpu":
-            return host, None
-        with self._module.stream(self._stream):
-            # From pageable memory an asynchronous copy may read after the buffer is gone.
-            tokens = host.to(self._device, non_blocking=self._pin)
-            return tokens, self._stream.record_event()
+    def receive(self, batch: StepBatch, copied: Any) -> None:
+        """Let the consumer's stream wait for the copies, and keep the memory until that stream is done with it."""
+        if copied is None:
+            return
+        current = self._module.current_stream(self._device)
+        current.wait_event(copied)
+        for micro_batch in batch.micro_batches:
+            for tensor in micro_batch.values():
+                tensor.record_stream(current)
 
-    def receive(self, tokens: Tensor, copied: Any) -> None:
-        """Let the consumer's stream wait for the copy, and keep the memory until that stream is done with it."""
-        if copied is not None:
-            current = self._module.current_stream(self._device)
-            current.wait_event(copied)
-            tokens.record_stream(current)
+
+def _step_batch(micro_batches: Sequence[MicroBatch], place: Callable[[Array], Tensor]) -> StepBatch:
+    return StepBatch(
+        micro_batches=[{name: place(array) for name, array in micro.arrays.items()} for micro in micro_batches],
+        label_tokens=sum(micro.label_tokens for micro in micro_batches),
+        real_tokens=sum(micro.real_tokens for micro in micro_batches),
+        padded_tokens=sum(micro.padded_tokens for micro in micro_batches),
+    )

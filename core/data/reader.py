@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.data.manifest import Manifest
+from core.data.source import DataFacts, MicroBatch
 from core.errors import UsageError
 
 Tokens = npt.NDArray[np.int64]
@@ -52,6 +53,13 @@ class TokenReader:
         self._order: tuple[int, Tokens] | None = None
 
     @property
+    def facts(self) -> DataFacts:
+        """What the record says of it."""
+        manifest = self.manifest
+        name = "generated" if manifest.generated else manifest.name
+        return DataFacts(name, manifest.sha256(), self.sequences, manifest.tokens)
+
+    @property
     def sequences(self) -> int:
         """Samples in the data set; the last label of one is the first input of the next."""
         return (self.manifest.tokens - 1) // self.sequence_length
@@ -73,7 +81,7 @@ class TokenReader:
         """Whole passes over the data set before ``step`` (from 0)."""
         return step // self.steps_per_epoch(gradient_accumulation_steps)
 
-    def batch(self, step: int, micro_step: int, gradient_accumulation_steps: int) -> tuple[Tokens, Tokens]:
+    def batch(self, step: int, micro_step: int, gradient_accumulation_steps: int) -> MicroBatch:
         """Inputs and labels ``[LBS, S]`` of this rank in micro-batch ``micro_step`` of ``step`` (both from 0)."""
         samples = self._samples(step, micro_step, gradient_accumulation_steps)
         length = self.sequence_length
@@ -82,7 +90,7 @@ class TokenReader:
         for row, sample in enumerate(samples):
             window = self._tokens[sample * length : (sample + 1) * length + 1]
             inputs[row], labels[row] = window[:-1], window[1:]
-        return inputs, labels
+        return MicroBatch({"input_ids": inputs, "labels": labels})
 
     def _samples(self, step: int, micro_step: int, gradient_accumulation_steps: int) -> Tokens:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch(gradient_accumulation_steps))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,6 +70,23 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the model, so that the process group can be destroyed."""
+
+    def trained_model(self) -> nn.Module:
+        """What is called outside of training; of an engine whose spec says that it ``evaluates``."""
+        raise NotImplementedError
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """What a forward pass runs under; nothing by default."""
+        return nullcontext()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The model in eval mode and without gradients; every rank must call it equally often."""
+        model = self.trained_model()
+        model.eval()
+        with torch.no_grad(), self.autocast():
+            yield model
+        model.train()
 
     def facts(self, counted: ParameterCount, optimizer: torch.optim.Optimizer) -> ModelFacts:
         """What ``setup`` returns; ``counted`` was taken before sharding hid the full shapes."""

@@ -27,6 +27,10 @@ class EngineSpec:
     autocast_dtypes: tuple[Literal["bf16", "fp16"], ...] = ("bf16", "fp16")
     losses: tuple[str, ...] = ("full", "chunked")
     z_loss: bool = True
+    trains_adapters: bool = True
+    """Whether it trains LoRA adapters while the model's own weights stay as they are."""
+    evaluates: bool = True
+    """Whether it can run the trained model without training it."""
     extra: str = "train"
     """The extra of this distribution that installs ``packages``."""
     model_builder: str = "core.models.factory:build_decoder"
@@ -67,6 +71,8 @@ ENGINES = (
         autocast_dtypes=("bf16",),
         losses=("full",),
         z_loss=False,
+        trains_adapters=False,
+        evaluates=False,
         extra="megatron",
         model_builder="core.engines.megatron.model:build_stage",
     ),

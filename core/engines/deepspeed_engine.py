@@ -45,8 +45,8 @@ class DeepSpeedEngine(Engine):
         cross_entropy = torch.zeros((), device=self.device)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        for input_ids, labels in batch.micro_batches:
-            objective, entropy = self._engine(input_ids, labels)
+        for micro_batch in batch.micro_batches:
+            objective, entropy = self._engine(**micro_batch)
             # The scale already spans all micro-batches, so DeepSpeed must not divide by GAS again.
             self._engine.backward(objective * scale, scale_wrt_gas=False)
             cross_entropy += entropy.detach()
@@ -61,6 +61,11 @@ class DeepSpeedEngine(Engine):
         del self._engine, self._optimizer
         gc.collect()
         dist.barrier()
+
+    def trained_model(self) -> nn.Module:
+        """DeepSpeed's engine, whose forward autocasts and gathers as in training."""
+        engine: nn.Module = self._engine
+        return engine
 
     def _unsharded_norm(self) -> Tensor | None:
         """The norm at the accumulation boundary of stage 0 in fp32, which DeepSpeed clips by but does not tell."""

@@ -59,10 +59,10 @@ class TorchEngine(Engine):
         """One optimizer step over GAS micro-batches."""
         scale, tokens = self.gradient_scale(batch)
         cross_entropy = torch.zeros((), device=self.device)
-        for number, (input_ids, labels) in enumerate(batch.micro_batches, start=1):
+        for number, micro_batch in enumerate(batch.micro_batches, start=1):
             last = number == len(batch.micro_batches)
-            with self._gradient_sync(last), self._autocast():
-                objective, entropy = self._model(input_ids, labels)
+            with self._gradient_sync(last), self.autocast():
+                objective, entropy = self._model(**micro_batch)
             with self._gradient_sync(last):
                 torch.autograd.backward(self._scaled(objective * scale))
             cross_entropy += entropy.detach()
@@ -74,6 +74,11 @@ class TorchEngine(Engine):
     def close(self) -> None:
         """Drop the model and its optimizer."""
         del self._model, self._optimizer, self._parameters
+
+    def trained_model(self) -> nn.Module:
+        """Without DDP around it, which would only synchronise gradients."""
+        model = self._model
+        return model.module if isinstance(model, DistributedDataParallel) else model
 
     def _is_sharded(self) -> bool:
         main_weights = self.hp.precision in TORCH_DTYPES and self.hp.optimizer_state == "fp32"
@@ -100,7 +105,8 @@ class TorchEngine(Engine):
     def _autocast_dtype(self) -> torch.dtype | None:
         return TORCH_DTYPES[self.hp.autocast_dtype] if self.hp.precision == "amp" else None
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """To the plan's type under precision ``amp``."""
         dtype = self._autocast_dtype()
         if dtype is None:
             return contextlib.nullcontext()

@@ -26,7 +26,9 @@ class Block(nn.Module):
 
     def run(self, *args: Any) -> Tensor:
         """``body``, compiled and checkpointed as was asked for."""
-        return (self._compiled or self._maybe_checkpointed)(*args)
+        # Prompts of an evaluation differ in length, and each length would be compiled anew.
+        compiled = self._compiled if self.training else None
+        return (compiled or self._maybe_checkpointed)(*args)
 
     def compile_body(self) -> None:
         """Compiles what ``forward`` does, but not the module's call.

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED_LABEL = -100
-"""Positions with this label count in no sum."""
+from core.data.source import IGNORED_LABEL
 
 CHUNK_TOKENS = 2048
 """Tokens per chunk: enough to fill the matrix units, while fp32 logits (0.26 GB at 32,000 words) stay small."""

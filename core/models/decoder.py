@@ -152,19 +152,15 @@ class Decoder(nn.Module):
         """What released checkpoints call the parameters."""
         return PLAIN
 
-    def forward(self, input_ids: Tensor, labels: Tensor) -> Losses:
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Losses | Tensor:
         """The objective and the cross-entropy, fp32 scalars, summed over labels other than -100.
 
         Both arguments are int64 ``[B, S]``; ``labels[b, i]`` is what position i has to predict. The
         objective adds ``z_loss * lse^2``; where ``hp.z_loss`` is 0 it is the same tensor.
+        Without labels: the logits ``[B, S, V]``, in the type of the computation.
         """
-        losses: Losses = self.lm_head(self.model(input_ids), labels)
-        return losses
-
-    def logits(self, input_ids: Tensor) -> Tensor:
-        """Logits ``[B, S, V]`` of token ids ``[B, S]``, in the type of the computation."""
-        logits: Tensor = self.lm_head(self.model(input_ids))
-        return logits
+        found: Losses | Tensor = self.lm_head(self.model(input_ids), labels)
+        return found
 
     def apply_activation_checkpointing(self) -> None:
         """Recomputes activations in the backward pass as ``hp.activation_checkpointing`` says.

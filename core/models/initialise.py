@@ -40,11 +40,15 @@ _FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 class ParameterCount(NamedTuple):
-    """Numbers of parameters; ``embedding`` is the input embedding and the output head together."""
+    """Numbers of parameters; ``embedding`` is the input embedding and the output head together.
+
+    ``forward_only`` are frozen ones that no gradient crosses: they come before all that is trained.
+    """
 
     total: int
     trainable: int
     embedding: int
+    forward_only: int = 0
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:

@@ -80,24 +80,16 @@ class Llava(Llama2):
         return [*self.vision_tower.blocks, *super().blocks]
 
     def forward(  # type: ignore[override]
-        self, input_ids: Tensor, labels: Tensor, pixel_values: Tensor, image_positions: Tensor
-    ) -> Losses:
+        self, input_ids: Tensor, labels: Tensor | None = None, *, pixel_values: Tensor, image_positions: Tensor
+    ) -> Losses | Tensor:
         """As a decoder's, with images in place of some tokens.
 
         ``pixel_values`` are ``[N, 3, size, size]``, N >= 1; ``image_positions``, int64 ``[M]``, tell where the
         first M of their patches go in the flattened ``input_ids``, whose own tokens there do not matter.
         """
         hidden = self.model(input_ids, (self.image_tokens(pixel_values), image_positions))
-        losses: Losses = self.lm_head(hidden, labels)
-        return losses
-
-    def logits(  # type: ignore[override]
-        self, input_ids: Tensor, pixel_values: Tensor, image_positions: Tensor
-    ) -> Tensor:
-        """Logits ``[B, S, V]``; arguments as those of ``forward``."""
-        hidden = self.model(input_ids, (self.image_tokens(pixel_values), image_positions))
-        logits: Tensor = self.lm_head(hidden)
-        return logits
+        found: Losses | Tensor = self.lm_head(hidden, labels)
+        return found
 
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
         """Pixels ``[N, 3, size, size]`` to the tokens that they become, ``[N * patches, hidden]``."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 
+from schemas.evaluation import EMBEDDED, Accuracy
 from schemas.hyperparameters import OverrideValue
 from schemas.record import Record
 from schemas.report import AccuracyColumn, Cell, Column, ConfigColumn, FixHpColumn, Language, Phrase, in_language
@@ -43,8 +44,8 @@ def render_value(column: Column, cell: Cell, record: Record, language: Language)
     if isinstance(column, FixHpColumn):
         return _fix_hp(column, cell, record, language)
     if isinstance(column, AccuracyColumn):
-        value = record.accuracy.get(column.benchmark)
-        return None if value is None else _number(value, cell, 2) + _stamp(record, language)
+        found = record.accuracy.get(column.benchmark)
+        return None if found is None else _number(found.value, cell, 2) + _accuracy_stamp(found, record, language)
     if column.shows in _MEASURED and record.status != "ok":
         return record.status if column.shows == "tokens_per_second_per_chip" else None
     return _VALUES[column.shows](cell, record, language)
@@ -141,14 +142,25 @@ def percent(fraction: float | None, literal: str | None = None) -> str | None:
 
 def _stamp(record: Record, language: Language) -> str:
     """What a measured loss or accuracy really is: `` (random weights, generated data)``."""
-    if record.source != "measured":
-        return ""
-    what = []
-    if record.weights == "random":
-        what.append({"zh": "随机权重", "en": "random weights"}[language])
-    if record.data == "generated":
-        what.append({"zh": "生成数据", "en": "generated data"}[language])
+    what = _invented(record, language)
     return _in_brackets(what, language, leading=" ") if what else ""
+
+
+def _accuracy_stamp(accuracy: Accuracy, record: Record, language: Language) -> str:
+    """As ``_stamp``, and whether the questions are only the embedded ones."""
+    what = _invented(record, language)
+    if accuracy.data == EMBEDDED:
+        what.append({"zh": "内置题目", "en": "embedded questions"}[language])
+    return _in_brackets(what, language, leading=" ") if what else ""
+
+
+def _invented(record: Record, language: Language) -> list[str]:
+    what: list[str] = []
+    if record.source == "measured" and record.weights == "random":
+        what.append({"zh": "随机权重", "en": "random weights"}[language])
+    if record.source == "measured" and record.data == "generated":
+        what.append({"zh": "生成数据", "en": "generated data"}[language])
+    return what
 
 
 def _in_brackets(parts: list[str], language: Language, leading: str) -> str:

@@ -15,9 +15,10 @@ from core.launch import shell_line
 from core.plugins import Vendor
 from core.selection import parse_sets
 from schemas.case import Case
-from schemas.hyperparameters import HyperParameters
+from schemas.evaluation import EvaluationSpec
+from schemas.hyperparameters import HyperParameters, LoraSpec
 from schemas.plan import Plan
-from schemas.units import PipelineLayers
+from schemas.units import ModuleNames, PipelineLayers
 
 MakePlan = Callable[..., Plan]
 CONFIG, RUN = "config_X1x2x8.py", "config_X1x2x8.py, run base"
@@ -46,13 +47,44 @@ def test_each_layer_covers_the_ones_before_and_leaves_its_name(make_plan: MakePl
 
 def test_every_value_of_the_plan_has_an_origin(make_plan: MakePlan) -> None:
     plan = make_plan(defaults={"measure.steps": 30}, run={"fix_hp": {"model.num_layers": 2}})
-    sections = {"": plan.hyper_parameters, "measure.": plan.measure, "model.": plan.model, "data.": plan.data}
+    sections = {"": plan.hyper_parameters} | {f"{name}.": getattr(plan, name) for name in planning.SECTIONS}
     names = {prefix + name for prefix, section in sections.items() for name in type(section).model_fields}
     assert set(plan.origins) == names | {"engine", "weights"}
     assert plan.origins["measure.steps"] == plan.origins["engine"] == CONFIG
     assert plan.origins["model.num_layers"] == RUN
     assert plan.origins["sequence_length"] == "case toy"
     assert plan.origins["seed"] == "default"
+
+
+LORA = LoraSpec(r=8, alpha=32, dropout=0.05, target_modules="q_proj+v_proj")
+MMLU = EvaluationSpec(benchmark="MMLU", shots=5)
+
+
+def test_adapters_and_an_evaluation_are_settings_of_the_cases_that_have_them(
+    make_plan: MakePlan, toy: Case
+) -> None:
+    case = toy.model_copy(update={"lora": LORA, "evaluation": MMLU})
+    plan = make_plan(case=case, sets={"lora.target_modules": "q_proj", "evaluation.path": "/mmlu"})
+    assert plan.lora == LORA.model_copy(update={"target_modules": ModuleNames.parse("q_proj")})
+    assert plan.evaluation == MMLU.model_copy(update={"path": "/mmlu"})
+    assert plan.origins["lora.target_modules"] == plan.origins["evaluation.path"] == "--set"
+    assert plan.unofficial_reason == "--set changed lora.target_modules"
+    assert make_plan().lora is None
+    assert refusal(make_plan, sets={"lora.r": "4"}).what == "--set: unknown setting 'lora.r' (value '4')"
+
+
+@pytest.mark.parametrize(
+    ("added", "what"),
+    [
+        ({"lora": LORA}, "engine megatron trains no LoRA adapters"),
+        ({"evaluation": MMLU}, "engine megatron evaluates no model"),
+    ],
+)
+def test_an_engine_that_lacks_what_the_case_needs_is_refused(
+    make_plan: MakePlan, toy: Case, added: dict[str, Any], what: str
+) -> None:
+    error = refusal(make_plan, case=toy.model_copy(update=added), engine="megatron")
+    assert (error.what, error.fix) == (what, "use engine torch or deepspeed")
 
 
 @pytest.mark.parametrize("layer", ["defaults", "run", "sets"])

@@ -16,6 +16,7 @@ from core.record import OUTCOME_FILE, Outcome, build_record, read_record, write_
 from core.worker import PLAN_FILE
 from schemas import event as ev
 from schemas.chip import Device, MemoryReading, TelemetryReading
+from schemas.evaluation import Accuracy
 from schemas.plan import Plan
 from schemas.record import Record
 
@@ -192,7 +193,7 @@ def test_mfu_is_of_the_plans_peak_and_the_built_models_parameters(whole: RunFold
     assert record.mfu.flops_per_token["palm"] == 6 * 1000 + 12 * 4 * 64 * 2048
     assert (record.mfu.peak_tflops, record.mfu.peak_precision) == (989.0, "bf16")
     assert record.parameters is not None
-    assert record.parameters.model_dump() == {"total": 1000, "trainable": 900, "embedding": 200}
+    assert record.parameters.model_dump() == {"total": 1000, "trainable": 900, "embedding": 200, "forward_only": 0}
 
 
 def test_a_scaled_down_run_has_no_flagperf_mfu_and_says_why(make_folder: MakeFolder) -> None:
@@ -221,10 +222,16 @@ def test_curves_are_rank_0s_warm_up_included(whole: RunFolder) -> None:
     assert loss.memory_allocated_curve_gib == (40.0,) * 22
 
 
+def test_the_accuracy_is_what_rank_0_told(whole: RunFolder) -> None:
+    told = Accuracy(value=0.5, standard_error=0.1, questions=30, data="embedded", shots=5, mean_shots=4.5)
+    whole.emit(0, ev.AccuracyEvent, benchmark="MMLU", accuracy=told)
+    assert whole.record().accuracy == {"MMLU": told}
+
+
 def test_what_the_reader_must_know_of_data_time_and_machine(whole: RunFolder) -> None:
     whole.emit(1, ev.WarningEvent, message="telemetry stopped")
     record = whole.record()
-    assert record.tokens_trained == 22 * record.plan.tokens_per_step  # type: ignore[union-attr]
+    assert record.tokens_trained == 22 * 2 * 100  # without padding
     assert (record.epochs, record.data_manifest_sha256) == (3, "ab" * 32)
     assert (record.environment, record.math_mode) == ({"driver": "570.0"}, {"tf32": "off"})
     assert (record.optimizer, record.warnings) == ("acme.FusedAdamW", ("telemetry stopped",))

@@ -80,9 +80,10 @@ A100_BLOCKS = [
 A100 = {"topology": "A100x1x1", "parallel": "TP1PP1DP1"}
 A100_RECORDS = [
     record("a", **A100, precision="fp32", throughput={"tokens_per_second_per_chip": 2788}, loss={"last": 1.64},
-           memory={"peak_device_gib": 37.3, "capacity_gib": 40}, accuracy={"MMLU": 0.38}),
+           memory={"peak_device_gib": 37.3, "capacity_gib": 40}, accuracy={"MMLU": {"value": 0.38}}),
     record("b", **A100, precision="fp16", fix_hp={"precision": "fp16", "local_batch_size": 4},
-           throughput={"tokens_per_second_per_chip": 4017}, loss={"last": 1.77}, accuracy={"MMLU": 0.43},
+           throughput={"tokens_per_second_per_chip": 4017}, loss={"last": 1.77},
+           accuracy={"MMLU": {"value": 0.43}},
            memory={"peak_device_gib": 32.0, "capacity_gib": 40},
            mfu={"flagperf": 4017 * 2.8e10 / 312e12, "flops_per_token": {"flagperf": 2.8e10}, "peak_tflops": 312}),
 ]  # fmt: skip

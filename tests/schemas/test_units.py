@@ -16,6 +16,7 @@ from schemas.units import (
     Assignment,
     FixHp,
     MemoryUse,
+    ModuleNames,
     Parallel,
     Percent,
     PipelineLayers,
@@ -35,6 +36,7 @@ PARSED = (
     (Topology, {"chip": CHIPS, "nodes": COUNTS, "chips_per_node": COUNTS}),
     (Parallel, {"tp": COUNTS, "pp": COUNTS, "dp": COUNTS}),
     (PipelineLayers, {"counts": st.lists(COUNTS, min_size=1, max_size=9)}),
+    (ModuleNames, {"names": st.lists(st.sampled_from(["q_proj", "v", "k_2"]), min_size=1)}),
     (MemoryUse, {"used_gib": AMOUNTS, "capacity_gib": AMOUNTS}),
     (Percent, {"value": AMOUNTS}),
     (Assignment, {"key": WORDS, "value": WORDS, "remark": st.none() | WORDS}),
@@ -65,9 +67,11 @@ def texts(unit: type[Unit]) -> st.SearchStrategy[str]:
     return st.from_regex(unit.pattern, fullmatch=True)
 
 
-@given(st.sampled_from((Topology, Parallel, PipelineLayers, MemoryUse, Percent, Assignment, FixHp)).flatmap(
-    lambda unit: st.tuples(st.just(unit), texts(unit))
-))  # fmt: skip
+@given(
+    st.sampled_from((*(unit for unit, _ in PARSED), FixHp)).flatmap(
+        lambda unit: st.tuples(st.just(unit), texts(unit))
+    )
+)
 def test_what_is_parsed_is_rendered_to_the_same_text(example: tuple[type[Unit], str]) -> None:
     unit, text = example
     try:
@@ -88,6 +92,7 @@ def test_what_is_parsed_is_rendered_to_the_same_text(example: tuple[type[Unit], 
         (Parallel, "TP4PP8DP1", {"tp": 4, "pp": 8, "dp": 1}),
         (PipelineLayers, "19-20-21-20", {"counts": (19, 20, 21, 20)}),
         (PipelineLayers, "80", {"counts": (80,)}),
+        (ModuleNames, "q_proj+v_proj", {"names": ("q_proj", "v_proj")}),
         (MemoryUse, "37.30/40", {"used_gib": Decimal("37.30"), "capacity_gib": Decimal(40)}),
         (Percent, "16.3%", {"value": Decimal("16.3")}),
         (Assignment, "数据精度=fp16", {"key": "数据精度", "value": "fp16", "remark": None}),
@@ -126,6 +131,8 @@ def test_a_fix_hp_cell_lists_its_changes_and_a_slash_is_none() -> None:
         (PipelineLayers, "10,10"),
         (PipelineLayers, "10-0"),
         (PipelineLayers, "10-"),
+        (ModuleNames, "q_proj,v_proj"),
+        (ModuleNames, "+v_proj"),
         (MemoryUse, "77"),
         (MemoryUse, "-77/80"),
         (MemoryUse, "077/80"),
@@ -152,6 +159,7 @@ def test_another_text_is_refused_by_value_with_an_example(unit: type[Unit], text
         (Parallel, {"tp": 0, "pp": 1, "dp": 1}, 0),
         (PipelineLayers, {"counts": (10, 0)}, 0),
         (PipelineLayers, {"counts": ()}, ()),
+        (ModuleNames, {"names": ()}, ()),
         (MemoryUse, {"used_gib": "-1", "capacity_gib": "80"}, "-1"),
         (MemoryUse, {"used_gib": "1", "capacity_gib": "0"}, "0"),
         (Percent, {"value": -3}, -3),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,15 +26,15 @@ from megatron.core.tensor_parallel.random import initialize_rng_tracker
 from torch import Tensor, nn
 
 from core.data.loader import StepBatch
+from core.data.source import IGNORED_LABEL
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
 from core.engines.megatron.config import megatron_config
 from core.engines.megatron.weights import Split, place, released_names, released_tensors
-from core.models.cross_entropy import IGNORED_LABEL
 from core.models.factory import build_decoder
 from core.models.initialise import ParameterCount
 from core.optimizers import build_optimizer
 
-MicroBatches = Iterator[tuple[Tensor, Tensor]]
+MicroBatches = Iterator[Mapping[str, Tensor]]
 
 
 class MegatronEngine(Engine):
@@ -168,7 +168,8 @@ class MegatronEngine(Engine):
 
     def _forward(self, micro_batches: MicroBatches, model: nn.Module) -> tuple[Tensor, Any]:
         """Megatron's ``forward_step_func``; stages other than the first take their input from the one before."""
-        input_ids, labels = next(micro_batches)
+        micro_batch = next(micro_batches)
+        input_ids, labels = micro_batch["input_ids"], micro_batch["labels"]
         output = model(input_ids, position_ids=None, attention_mask=None, labels=labels)
         return output, partial(self._objective, labels)
 

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import core.loop
 from core import cases, plan, plugins
 from core.data.reader import TokenReader
+from core.data.source import MicroBatch
 from core.engines.torch_engine import TorchEngine
 from core.models import attention
 from core.schedule import learning_rate
@@ -48,10 +49,11 @@ def no_causal_mask() -> Planted:
 def labels_one_further() -> Planted:
     batch = TokenReader.batch
 
-    def shifted(self: TokenReader, *arguments: int) -> tuple[Any, Any]:
-        inputs, labels = batch(self, *arguments)
+    def shifted(self: TokenReader, *arguments: int) -> MicroBatch:
+        found = batch(self, *arguments)
+        labels = found.arrays["labels"]
         labels[:, :-1] = labels[:, 1:].copy()
-        return inputs, labels
+        return found
 
     return patch.object(TokenReader, "batch", shifted)
 

@@ -46,7 +46,7 @@ def test_prepared_folder(token_folder: Make) -> None:
     assert reader.manifest.name == "counting"
     assert reader.sequences == 100
     assert reader.steps_per_epoch(2) == 12
-    assert reader.batch(0, 0, 2)[0].shape == (2, 16)
+    assert reader.batch(0, 0, 2).arrays["input_ids"].shape == (2, 16)
 
 
 def test_home_folder_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:

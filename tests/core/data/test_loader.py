@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from core.data.loader import DeviceLoader, StepBatch, _Copier
-from core.data.reader import TokenReader, Tokens
+from core.data.reader import TokenReader
+from core.data.source import IGNORED_LABEL, DataFacts, MicroBatch
 from core.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -44,13 +45,14 @@ def open_loader() -> Iterator[Callable[..., DeviceLoader]]:
 
 def _check(batch: StepBatch, reader: TokenReader, step: int) -> None:
     assert len(batch.micro_batches) == GAS
-    for micro_step, (inputs, labels) in enumerate(batch.micro_batches):
-        expected = reader.batch(step, micro_step, GAS)
+    for micro_step, micro_batch in enumerate(batch.micro_batches):
+        inputs, labels = micro_batch["input_ids"], micro_batch["labels"]
+        expected = reader.batch(step, micro_step, GAS).arrays
         assert inputs.dtype == labels.dtype == torch.int64
         assert inputs.is_contiguous()
         assert labels.is_contiguous()
-        np.testing.assert_array_equal(inputs.cpu().numpy(), expected[0])
-        np.testing.assert_array_equal(labels.cpu().numpy(), expected[1])
+        np.testing.assert_array_equal(inputs.cpu().numpy(), expected["input_ids"])
+        np.testing.assert_array_equal(labels.cpu().numpy(), expected["labels"])
     assert (batch.label_tokens, batch.real_tokens, batch.padded_tokens) == (48, 48, 0)
 
 
@@ -77,7 +79,7 @@ class _Probe(TokenReader):
 
     fail_at: int | None = None
 
-    def batch(self, step: int, micro_step: int, gradient_accumulation_steps: int) -> tuple[Tokens, Tokens]:
+    def batch(self, step: int, micro_step: int, gradient_accumulation_steps: int) -> MicroBatch:
         self.last = step
         if step == self.fail_at:
             raise OSError("the disk is gone")
@@ -141,6 +143,38 @@ def test_too_small_a_data_set_is_refused_at_once(probe: _Probe) -> None:
         DeviceLoader(probe, 60, CPU)
 
 
+class _Ragged:
+    """Micro-batches with arrays of several types, and of shapes that differ between them."""
+
+    facts = DataFacts("ragged", "0" * 64, sequences=2, tokens=10)
+
+    def steps_per_epoch(self, gradient_accumulation_steps: int) -> int:
+        return 1
+
+    def epochs_at(self, step: int, gradient_accumulation_steps: int) -> int:
+        return step
+
+    def batch(self, step: int, micro_step: int, gradient_accumulation_steps: int) -> MicroBatch:
+        length = 5 + micro_step
+        labels = np.full((1, length), IGNORED_LABEL)
+        labels[0, 3:5] = 7
+        arrays = {"input_ids": np.arange(length)[None], "labels": labels}
+        if micro_step:
+            arrays["pixel_values"] = np.full((1, 3, 2, 2), 0.5, dtype=np.float32)
+        return MicroBatch(arrays, padded_tokens=micro_step)
+
+
+def test_takes_any_arrays_and_counts_labels_and_padding_from_them(
+    open_loader: Callable[..., DeviceLoader],
+) -> None:
+    batch = next(open_loader(_Ragged(), 2, CPU))
+    text, image = batch.micro_batches
+    assert (set(text), set(image)) == ({"input_ids", "labels"}, {"input_ids", "labels", "pixel_values"})
+    assert (tuple(text["input_ids"].shape), tuple(image["input_ids"].shape)) == ((1, 5), (1, 6))
+    assert image["pixel_values"].dtype == torch.float32
+    assert (batch.label_tokens, batch.real_tokens, batch.padded_tokens) == (4, 10, 1)
+
+
 @pytest.mark.gpu
 def test_copies_are_ordered_against_both_streams(
     reader: TokenReader, open_loader: Callable[..., DeviceLoader], monkeypatch: pytest.MonkeyPatch
@@ -151,7 +185,7 @@ def test_copies_are_ordered_against_both_streams(
     send = _Copier.send
     slow = torch.randn(2048, 2048, device=device)
 
-    def late(copier: _Copier, host: torch.Tensor) -> object:
+    def late(copier: _Copier, host: list[MicroBatch]) -> object:
         # The copy starts late: who reads without waiting for it reads something else.
         with copier._module.stream(copier._stream):
             for _ in range(100):
@@ -163,11 +197,11 @@ def test_copies_are_ordered_against_both_streams(
     seen: list[StepBatch] = []
     for step in range(40):
         batch = next(loader)
-        assert all(tensor.device.type == device.type for pair in batch.micro_batches for tensor in pair)
+        assert all(found.device.type == device.type for micro in batch.micro_batches for found in micro.values())
         # Then a busy stream: it reads the batch long after the host freed it, when later copies want its memory.
         for _ in range(200 if step >= 10 else 0):
             torch.tanh(slow @ slow)
-        copies = [(inputs + 0, labels + 0) for inputs, labels in batch.micro_batches]
+        copies = [{name: found + 0 for name, found in micro.items()} for micro in batch.micro_batches]
         seen.append(dataclasses.replace(batch, micro_batches=copies))
         del batch
     assert loader._copier._pin

@@ -38,7 +38,7 @@ def _reader(folder: Path, rank: int = 0, world_size: int = 1, **options: Any) ->
 
 def _samples(reader: TokenReader, step: int, gas: int) -> list[list[int]]:
     """Sample numbers of each micro-batch; the tokens count up, so the first one tells the sample."""
-    return [(reader.batch(step, micro, gas)[0][:, 0] // LENGTH).tolist() for micro in range(gas)]
+    return [(reader.batch(step, micro, gas).arrays["input_ids"][:, 0] // LENGTH).tolist() for micro in range(gas)]
 
 
 def _global(folder: Path, step: int, gas: int, dp: int, lbs: int) -> list[int]:
@@ -48,7 +48,7 @@ def _global(folder: Path, step: int, gas: int, dp: int, lbs: int) -> list[int]:
 
 
 def test_inputs_and_labels(folder: Path) -> None:
-    inputs, labels = _reader(folder, local_batch_size=3).batch(0, 0, 1)
+    inputs, labels = _reader(folder, local_batch_size=3).batch(0, 0, 1).arrays.values()
     assert inputs.shape == labels.shape == (3, LENGTH)
     assert inputs.dtype == labels.dtype == np.int64
     assert (labels == inputs + 1).all()
@@ -60,7 +60,7 @@ def test_inputs_and_labels(folder: Path) -> None:
 
 def test_every_sample_can_be_read_to_its_last_label(folder: Path) -> None:
     reader = _reader(folder, local_batch_size=1)
-    labels = [reader.batch(step, 0, 1)[1] for step in range(100)]
+    labels = [reader.batch(step, 0, 1).arrays["labels"] for step in range(100)]
     assert reader.sequences == 100
     assert max(int(one.max()) for one in labels) == 100 * LENGTH
 

@@ -40,7 +40,8 @@ def own_part(step: int, rank: int, replicas: int, local: int) -> StepBatch:
     inputs, labels = global_batch(step)
     per_rank = GLOBAL_BATCH // replicas
     mine = slice(rank * per_rank, (rank + 1) * per_rank)
-    micro = list(zip(inputs[mine].split(local), labels[mine].split(local), strict=True))
+    pairs = zip(inputs[mine].split(local), labels[mine].split(local), strict=True)
+    micro = [{"input_ids": ids, "labels": own} for ids, own in pairs]
     counted = int((labels[mine] != IGNORED).sum())
     return StepBatch(micro_batches=micro, label_tokens=counted, real_tokens=inputs[mine].numel(), padded_tokens=0)
 

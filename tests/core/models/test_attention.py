@@ -57,15 +57,15 @@ def test_no_position_sees_a_later_one(make_model, batch, model, kind):
     input_ids, _ = batch
     changed = input_ids.clone()
     changed[:, 12] = (changed[:, 12] + 1) % 97
-    before, after = decoder.logits(input_ids), decoder.logits(changed)
+    before, after = decoder(input_ids), decoder(changed)
     assert torch.equal(before[:, :12], after[:, :12])
     assert (before[:, 12:] - after[:, 12:]).abs().amin(dim=(0, 2)).max() > 0
 
 
 def test_flex_with_rotary_positions_and_grouped_heads(make_model, batch, compiler):
     with torch.no_grad():
-        expected = make_model(spec={"num_kv_heads": 2}, attention="eager").logits(batch[0])
-        found = make_model(spec={"num_kv_heads": 2}, attention="flex").logits(batch[0])
+        expected = make_model(spec={"num_kv_heads": 2}, attention="eager")(batch[0])
+        found = make_model(spec={"num_kv_heads": 2}, attention="flex")(batch[0])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
 
 
@@ -78,7 +78,7 @@ def test_flex_refuses_to_train_on_a_cpu(make_model, batch):
 def test_a_context_made_in_inference_mode_serves_a_training_step(make_model, batch):
     model = make_model("baichuan2", attention="sdpa")
     with torch.inference_mode():
-        model.logits(batch[0])
+        model(batch[0])
     objective, _ = model(*batch)
     objective.backward()
     assert model.lm_head.weight.grad.isfinite().all()
@@ -87,9 +87,9 @@ def test_a_context_made_in_inference_mode_serves_a_training_step(make_model, bat
 def test_another_length_gets_another_context(make_model, batch):
     model = make_model("baichuan2", attention="sdpa")
     short = batch[0][:, :7]
-    expected = model.logits(batch[0])
-    torch.testing.assert_close(model.logits(short), expected[:, :7], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.logits(batch[0]), expected)
+    expected = model(batch[0])
+    torch.testing.assert_close(model(short), expected[:, :7], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(batch[0]), expected)
 
 
 def test_only_the_last_context_is_kept(make_model):

@@ -41,7 +41,7 @@ def test_logits_and_gradients_are_those_of_transformers(make_model, batch, atten
     input_ids, labels = batch
 
     logits = reference(input_ids).logits
-    torch.testing.assert_close(model.logits(input_ids), logits, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(model(input_ids), logits, rtol=1e-5, atol=2e-5)
 
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     loss.backward()

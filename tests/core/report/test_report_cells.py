@@ -109,11 +109,12 @@ def test_measured_cells_without_a_literal(make_record: MakeRecord) -> None:
 
 def test_accuracy_carries_the_stamp_of_measured_runs(make_record: MakeRecord) -> None:
     column = AccuracyColumn(title="acc(MMLU)", benchmark="MMLU")
-    measured = make_record(accuracy={"MMLU": 0.384}, weights="pretrained")
+    measured = make_record(accuracy={"MMLU": {"value": 0.384}}, weights="pretrained")
     assert cell_text(column, Cell(), measured, "en") == "0.38 (generated data)"
-    assert (
-        cell_text(column, Cell(literal="0.384"), published(make_record, accuracy={"MMLU": 0.384}), "zh") == "0.384"
-    )
+    sheet = published(make_record, accuracy={"MMLU": {"value": 0.384}})
+    assert cell_text(column, Cell(literal="0.384"), sheet, "zh") == "0.384"
+    embedded = make_record(accuracy={"MMLU": {"value": 0.25, "data": "embedded"}}, weights="pretrained")
+    assert cell_text(column, Cell(), embedded, "en") == "0.25 (generated data, embedded questions)"
     assert cell_text(column, Cell(), make_record(), "zh") == "/"
 
 

@@ -1,0 +1,67 @@
+"""What a data set gives the training loop, whatever it holds: numbered batches of named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+IGNORED_LABEL = -100
+"""Positions with this label count in no loss."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The keyword arguments of one call of the model's ``forward``, on the host."""
+
+    arrays: Mapping[str, Array]
+    """At least ``input_ids`` and ``labels``, int64 ``[B, S]``; ``labels[b, i]`` is what position i has to predict.
+    Every array is the micro-batch's own: it may be handed over without a copy."""
+    padded_tokens: int = 0
+    """Positions of ``input_ids`` that are padding. Ignored labels do not tell: prompts have them, too."""
+
+    @property
+    def label_tokens(self) -> int:
+        """Labels that count in the loss."""
+        return int(np.count_nonzero(self.arrays["labels"] != IGNORED_LABEL))
+
+    @property
+    def real_tokens(self) -> int:
+        """Positions that hold a token of the data."""
+        return self.arrays["input_ids"].size - self.padded_tokens
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a record says of the data."""
+
+    name: str
+    """``generated`` or the data set's name."""
+    sha256: str
+    """Identifies the data: two runs with the same hash and seed see the same batches."""
+    sequences: int
+    """Samples in one epoch."""
+    tokens: int
+    """Real tokens in one epoch."""
+
+
+class DataSource(Protocol):
+    """The batches of one data parallel rank, a pure function of the step. All numbers count from 0."""
+
+    @property
+    def facts(self) -> DataFacts:
+        """What the record says of it."""
+
+    def steps_per_epoch(self, gradient_accumulation_steps: int) -> int:
+        """Optimizer steps in an epoch; ``UsageError`` when the data set does not fill one global batch."""
+
+    def epochs_at(self, step: int, gradient_accumulation_steps: int) -> int:
+        """Whole passes over the data set before ``step``."""
+
+    def batch(self, step: int, micro_step: int, gradient_accumulation_steps: int) -> MicroBatch:
+        """This rank's micro-batch ``micro_step`` of ``step``; called from a thread of its own, in order."""

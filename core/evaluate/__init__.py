@@ -1,0 +1,1 @@
+"""Asking a trained model the questions of a benchmark."""
