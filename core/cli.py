@@ -27,6 +27,7 @@ VERBS = {
     "prepare": "turn text into a token file that runs can read",
     "report": "render a case's README, or rebuild a run's record and report",
     "align": "hold a run's curves against a reference curve, or keep them as one",
+    "conform": "hold a vendor's plugin to what its hooks promise",
     "doctor": "look for what would keep a run from working here",
 }
 

@@ -65,6 +65,11 @@ class Vendor:
         known = ", ".join(chip.name for chip in self.chips)
         raise UsageError(f"vendor {self.name!r} knows no chip {name!r}", f"use one of: {known}")
 
+    def implements(self, hook: str) -> bool:
+        """Whether the plugin itself has an implementation of ``hook``, besides what core does by default."""
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        return any(implementation.plugin is self.module for implementation in implementations)
+
     def probe(self) -> tuple[ProbeResult, ...]:
         """Chips on this machine; empty when there are none."""
         return self._ask("probe", tuple[ProbeResult, ...]) or ()

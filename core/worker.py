@@ -116,7 +116,7 @@ def work(
 
 def _report(error: BaseException, step: int | None, log: EventLog) -> int:
     """Say what ended this rank, and return its exit code."""
-    status, reason = _classify(error)
+    status, reason = classify(error)
     code = error.exit_code if isinstance(error, AccelMarkError) else 1
     step = getattr(error, "step", step)  # a loss is read when later steps are queued already
     trace = traceback.format_exc()
@@ -161,22 +161,10 @@ class _Worker:
 
     def _meet(self, device: Device, store: Store | None) -> None:
         """Join the other ranks."""
-        import torch
-        import torch.distributed as dist
+        from core.process_group import join
 
-        where = None if device.type == "cpu" else torch.device(device.torch_device)
-        dist.init_process_group(
-            device.collective_backend,
-            timeout=self._patience(),
-            store=store,
-            rank=self._rank.rank if store else -1,
-            world_size=self._rank.world_size if store else -1,
-            device_id=where,
-        )
-        world = dist.group.WORLD
-        if where is not None and world is not None and not world._get_backend(where).supports_splitting:
-            # torch makes a mesh's groups by splitting a bound one, which some collective libraries cannot.
-            world.bound_device_id = None
+        place = (self._rank.rank, self._rank.world_size) if store else (-1, -1)
+        join(device, self._patience(), store, *place)
 
     def _patience(self) -> timedelta:
         measure = self._plan.measure
@@ -281,7 +269,7 @@ class _Worker:
         return engine
 
 
-def _classify(error: BaseException) -> tuple[ev.Status, str]:
+def classify(error: BaseException) -> tuple[ev.Status, str]:
     """The status and the one-line reason that an error stands for."""
     import torch
 

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from schemas.case import Case, HardwareConfig
 from schemas.chip import ChipSpec
+from schemas.conformance import ConformanceReport
 from schemas.event import EventAdapter
 from schemas.plan import Plan
 from schemas.record import Record
@@ -33,6 +34,7 @@ EXPORTED: Final[Mapping[str, TypeAdapter[Any]]] = {
     "record": TypeAdapter(Record),
     "report": TypeAdapter(Report),
     "reference": TypeAdapter(ReferenceCurve),
+    "conformance": TypeAdapter(ConformanceReport),
 }
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from core.events import EventLog
 from schemas.chip import Device
-from schemas.plan import Plan
 
 dist = pytest.importorskip("torch.distributed")
 
@@ -20,17 +17,15 @@ dist = pytest.importorskip("torch.distributed")
     ("device", "splits", "asked_for", "bound"),
     [("cuda:1", True, "cuda:1", "cuda:1"), ("cuda:1", False, "cuda:1", None), ("cpu", False, None, None)],
 )
-def test_only_a_group_that_can_be_split_stays_bound(  # noqa: PLR0917 - the table's columns
-    make_plan: Callable[..., Plan],
+def test_only_a_group_that_can_be_split_stays_bound(
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
     device: str,
     splits: bool,
     asked_for: str | None,
     bound: str | None,
 ) -> None:
     """MCCL cannot split, and torch makes the groups of a mesh by splitting a bound one."""
-    from core.worker import Rank, _Worker
+    from core.process_group import join as join_group
 
     asked: dict[str, Any] = {}
     world = SimpleNamespace(
@@ -43,8 +38,8 @@ def test_only_a_group_that_can_be_split_stays_bound(  # noqa: PLR0917 - the tabl
 
     monkeypatch.setattr(dist, "init_process_group", join)
     monkeypatch.setattr(dist, "group", SimpleNamespace(WORLD=world))
-    worker = _Worker(make_plan(topology="X1x1x8"), Rank(1, 1, 8), EventLog(tmp_path, 1))
-    worker._meet(Device(torch_device=device, index=1, name="X1", collective_backend="accl", math_mode={}), None)
+    acme = Device(torch_device=device, index=1, name="X1", collective_backend="accl", math_mode={})
+    join_group(acme, timedelta(seconds=5))
     assert asked["backend"] == "accl"
     assert str(asked["device_id"]) == str(asked_for)
     assert str(world.bound_device_id) == str(bound)

@@ -1,0 +1,88 @@
+"""``conform``: holds a vendor's plugin to what its hooks promise, on this machine. Imports no torch itself."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from core import plugins
+from core.cli import new_console, print_json
+from core.errors import ThresholdError, UsageError
+from core.testing.catalog import CHECKS, check_called
+from core.testing.conformance import Conformance
+from schemas.conformance import ConformanceReport
+
+REPORT_FILE = "conformance.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``conform``."""
+    parser.add_argument(
+        "vendor", metavar="VENDOR[@DIST]", help="vendor plugin, and its distribution if two have it"
+    )
+    parser.add_argument(
+        "--only", metavar="CHECK", action="append", default=[],
+        help="run this check and what it needs, of all; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR",
+        help=f"where the folder with {REPORT_FILE}, logs and runs goes",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="the report as one object on stdout")
+
+
+def execute(arguments: argparse.Namespace, console: Console) -> int:
+    """Run the checks and show them; ThresholdError (exit code 4) where one failed."""
+    for check_id in arguments.only:
+        check_called(check_id)
+    vendor = plugins.select(arguments.vendor)
+    folder = _new_folder(arguments.out, vendor.name)
+    conformance = Conformance(vendor, folder, arguments.only)
+    for number, result in enumerate(conformance.results(), start=1):
+        console.print(f"{number}/{len(CHECKS)} {result.id}: {result.verdict}", soft_wrap=True)
+    report = conformance.report()
+    file = folder / REPORT_FILE
+    file.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    console.print(f"report: {file}", soft_wrap=True)
+    if arguments.json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        new_console().print(table(report))
+    failed = [result.id for result in report.results if result.verdict == "failed"]
+    if failed:
+        raise ThresholdError(
+            f"vendor {vendor.name!r} fails {', '.join(failed)}",
+            f"the reasons, and where the logs lie, are in {file}",
+        )
+    return 0
+
+
+def _new_folder(out: Path, vendor: str) -> Path:
+    base = f"conform-{vendor}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    for attempt in range(1000):
+        folder = (out / (f"{base}-{attempt}" if attempt else base)).absolute()
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(
+                f"cannot create {folder}: {error.strerror}", "name a writable folder with --out"
+            ) from error
+        return folder
+    raise UsageError(f"{out} holds a thousand folders of this second", "name another one with --out")
+
+
+def table(report: ConformanceReport) -> Table:
+    """One row a check: its verdict, and why or what was measured."""
+    what = report.chip or "no chip here"
+    emulated = ", emulated" if report.emulated else ""
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in report.counts.items())
+    shown = Table("check", "verdict", "", title=f"{report.vendor} ({what}{emulated}): {counts}")
+    for result in report.results:
+        shown.add_row(result.id, result.verdict, result.reason or result.detail)
+    return shown

@@ -1,0 +1,44 @@
+"""Plans of the small case for any vendor's chip. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core import cases, plan, plugins
+from core.cases import Config
+from core.plugins import Vendor
+from schemas.case import HardwareConfig, Run
+from schemas.hyperparameters import OverrideValue
+from schemas.plan import Plan
+from schemas.units import Topology
+
+FOLDER = Path(__file__).parent / "case"
+GLOBAL_BATCH = 8
+"""Sequences a step, however many ranks share them: what makes losses comparable."""
+
+
+def small_plan(vendor: Vendor, chip: str, ranks: int = 1, engine: str = "torch", **changes: OverrideValue) -> Plan:
+    """The small case's plan; ``changes`` are settings, with ``__`` for the dot (``model__num_layers=1``)."""
+    settings = {key.replace("__", "."): value for key, value in changes.items()}
+    loaded = cases.resolve(str(FOLDER))
+    replicas = ranks // int(settings.get("tensor_parallel", 1) or 1)
+    gas = loaded.case.hyper_parameters.gradient_accumulation_steps
+    settings.setdefault("local_batch_size", GLOBAL_BATCH // gas // replicas)
+    run = Run(id=str(settings.get("precision", "fp32")))
+    config = HardwareConfig(
+        vendor=vendor.name,
+        topology=Topology(chip=chip, nodes=1, chips_per_node=ranks),
+        engine=engine,
+        defaults=settings,
+        runs=(run,),
+    )
+    return plan.build(plan.Request(loaded, Config(config, "core.testing"), run, vendor))
+
+
+def reference_chip() -> tuple[Vendor, str] | None:
+    """The installed chip whose losses are the measure, and its vendor; None without any."""
+    for found in plugins.discover():
+        for chip in found.vendor.chips if found.vendor else ():
+            if chip.reference and found.vendor:
+                return found.vendor, chip.name
+    return None
