@@ -221,8 +221,8 @@ def is_installed(name: str) -> bool:
     return any(found.name == name for found in discover())
 
 
-def load_in_worker(name: str, distribution: str, defaults: object) -> Vendor:
-    """The selected vendor alone, with core's default hooks beneath it."""
+def load_alone(name: str, distribution: str, defaults: object | None = None) -> Vendor:
+    """That vendor and no other, as workers do it: with core's default hooks, ``defaults``, beneath it."""
     for entry in entry_points(GROUP):
         if entry.name == name and distribution_of(entry) == distribution:
             return _load(entry, defaults)

@@ -22,7 +22,7 @@ from core.gather import exchange
 from core.guard import Close, Guard
 from core.launch import RUN_DIR_VARIABLE
 from core.layout import coordinates
-from core.plugins import Vendor, load_in_worker
+from core.plugins import Vendor, load_alone
 from core.watch import RankWatch
 from schemas import event as ev
 from schemas.plan import Plan
@@ -145,7 +145,7 @@ class _Worker:
 
         from core import defaults
 
-        vendor = load_in_worker(self._plan.vendor, self._plan.vendor_distribution, defaults)
+        vendor = load_alone(self._plan.vendor, self._plan.vendor_distribution, defaults)
         device = vendor.init_device(self._plan, self._rank.local_rank)
         vendor.prepare_engine(self._plan, device)
         self._meet(device, store)

@@ -51,6 +51,15 @@ CHECKS: tuple[Check, ...] = (
         needs=("chips.sourced",),
     ),
     Check(
+        id="launcher.no_torch",
+        hook="chips",
+        place="launcher",
+        proves="the hooks of the launcher's side import no torch",
+        call="core.testing.launcher_checks:no_torch_is_imported",
+        needs=("probe.known_chips", *_PLANNED),
+    ),
+    # Last of its process: it looks at installed cases, which asks every vendor.
+    Check(
         id="hardware_configs.plannable",
         hook="hardware_configs",
         place="launcher",
@@ -58,14 +67,6 @@ CHECKS: tuple[Check, ...] = (
         call="core.testing.launcher_checks:configs_can_be_planned",
         needs=_PLANNED,
         if_declared=True,
-    ),
-    Check(
-        id="launcher.no_torch",
-        hook="chips",
-        place="launcher",
-        proves="the hooks of the launcher's side import no torch",
-        call="core.testing.launcher_checks:no_torch_is_imported",
-        needs=_PLANNED,
     ),
     Check(
         id="init_device.takes_device",

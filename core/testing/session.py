@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -84,36 +85,45 @@ def blocker(check: Check, verdicts: dict[str, Verdict]) -> str | None:
     return next((need for need in check.needs if verdicts.get(need) in ("failed", "not run")), None)
 
 
+def run_in_order(checks: Iterable[Check], argument: Any, tell: Callable[[Outcome], None]) -> None:
+    """Attempt each check that no earlier one blocks; ``tell`` hears when it begins and how it ends."""
+    verdicts: dict[str, Verdict] = {}
+    for check in checks:
+        if blocker(check, verdicts):
+            verdicts[check.id] = "not run"
+            continue
+        tell(Outcome(check=check.id))
+        outcome = attempt(check, argument)
+        assert outcome.verdict is not None
+        verdicts[check.id] = outcome.verdict
+        tell(outcome)
+
+
 def main(folder: Path) -> None:
-    """Do this rank's checks, in order; one that needs what has failed here is left to the caller."""
+    """Do this rank's checks."""
     session = Session.model_validate_json((folder / SESSION_FILE).read_text(encoding="utf-8"))
     rank = int(os.environ.get("RANK", "0"))
     argument = _argument(session, folder, rank)
-    verdicts: dict[str, Verdict] = {}
     with results_file(folder, rank).open("a", encoding="utf-8") as out:
-        for check in map(check_called, session.checks):
-            if blocker(check, verdicts):
-                verdicts[check.id] = "not run"
-                continue
-            print(Outcome(check=check.id).model_dump_json(), file=out, flush=True)
-            outcome = attempt(check, argument)
-            assert outcome.verdict is not None
-            verdicts[check.id] = outcome.verdict
+
+        def tell(outcome: Outcome) -> None:
             print(outcome.model_dump_json(), file=out, flush=True)
-            print(f"{check.id}: {outcome.verdict} {outcome.reason or outcome.detail}", flush=True)
-            if check.id == "init_device.takes_device" and outcome.verdict == "passed":
-                _leave_facts(folder, argument)
+            print(f"{outcome.check}: {outcome.verdict or 'begins'} {outcome.reason or ''}", flush=True)
+
+        run_in_order(map(check_called, session.checks), argument, tell)
+    if isinstance(argument, DeviceScene) and session.ranks == 1:
+        _leave_facts(folder, argument)
 
 
 def _argument(session: Session, folder: Path, rank: int) -> object:
     """What the checks of this place take."""
     if session.plan is None:
-        return plugins.select(f"{session.vendor}@{session.distribution}")
+        return plugins.load_alone(session.vendor, session.distribution)
     from core import defaults
     from core.testing.training_checks import write_weights
 
     scene = DeviceScene(
-        plugins.load_in_worker(session.vendor, session.distribution, defaults), session.plan, local_rank=rank
+        plugins.load_alone(session.vendor, session.distribution, defaults), session.plan, local_rank=rank
     )
     if session.ranks > 1:
         import torch.distributed as dist
@@ -127,11 +137,11 @@ def _argument(session: Session, folder: Path, rank: int) -> object:
     return scene
 
 
-def _leave_facts(folder: Path, scene: object) -> None:
-    """The device's name, and whether it is an emulated one, for the report."""
-    assert isinstance(scene, DeviceScene)
-    facts = {"device": scene.device.name, "emulated": scene.device.emulated}
-    (folder.parent / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+def _leave_facts(folder: Path, scene: DeviceScene) -> None:
+    """The device's name, and whether it is an emulated one, for the report; nothing where it was not taken."""
+    with contextlib.suppress(Exception):
+        facts = {"device": scene.device.name, "emulated": scene.device.emulated}
+        (folder.parent / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
 
 
 if __name__ == "__main__":

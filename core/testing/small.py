@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core import cases, plan, plugins
-from core.cases import Config
+from core import plan, plugins
+from core.cases import Config, LoadedCase
 from core.plugins import Vendor
+from core.testing.case import CASE
 from schemas.case import HardwareConfig, Run
 from schemas.hyperparameters import OverrideValue
 from schemas.plan import Plan
@@ -20,9 +21,8 @@ GLOBAL_BATCH = 8
 def small_plan(vendor: Vendor, chip: str, ranks: int = 1, engine: str = "torch", **changes: OverrideValue) -> Plan:
     """The small case's plan; ``changes`` are settings, with ``__`` for the dot (``model__num_layers=1``)."""
     settings = {key.replace("__", "."): value for key, value in changes.items()}
-    loaded = cases.resolve(str(FOLDER))
     replicas = ranks // int(settings.get("tensor_parallel", 1) or 1)
-    gas = loaded.case.hyper_parameters.gradient_accumulation_steps
+    gas = CASE.hyper_parameters.gradient_accumulation_steps
     settings.setdefault("local_batch_size", GLOBAL_BATCH // gas // replicas)
     run = Run(id=str(settings.get("precision", "fp32")))
     config = HardwareConfig(
@@ -32,7 +32,10 @@ def small_plan(vendor: Vendor, chip: str, ranks: int = 1, engine: str = "torch",
         defaults=settings,
         runs=(run,),
     )
-    return plan.build(plan.Request(loaded, Config(config, "core.testing"), run, vendor))
+    own = Config(config, "core.testing")
+    # Not resolved as workers do: that asks every vendor, and here one alone is judged.
+    loaded = LoadedCase(CASE, str(FOLDER), FOLDER, (own,), {})
+    return plan.build(plan.Request(loaded, own, run, vendor))
 
 
 def reference_chip() -> tuple[Vendor, str] | None:

@@ -33,7 +33,6 @@ def conformance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return Conformance(plugins.select(name), Path(tmp_path_factory.mktemp("conformance")))
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.id)
 def test_conformance(conformance: Conformance, check: Check) -> None:
     """Fails with the check's reason; skipped where it was not declared or could not run."""

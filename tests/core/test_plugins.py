@@ -177,7 +177,7 @@ def test_a_broken_plugin_is_not_probed(install):
 def test_a_worker_loads_the_selected_vendor_alone(install):
     mine = install(GOOD)
     other = install("raise RuntimeError('never import me')", vendor="bolt", distribution="bolt-accelmark")
-    vendor = plugins.load_in_worker("acme", "acme-accelmark", ModuleType("defaults"))
+    vendor = plugins.load_alone("acme", "acme-accelmark", ModuleType("defaults"))
     assert vendor.name == "acme"
     assert mine in sys.modules
     assert other not in sys.modules
@@ -185,7 +185,7 @@ def test_a_worker_loads_the_selected_vendor_alone(install):
 
 def test_a_worker_without_the_planned_plugin_says_so():
     with pytest.raises(DeviceError, match="vendor 'acme' of acme-accelmark is planned but not installed here"):
-        plugins.load_in_worker("acme", "acme-accelmark", ModuleType("defaults"))
+        plugins.load_alone("acme", "acme-accelmark", ModuleType("defaults"))
 
 
 # --- the facade -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from core import notices
 from core.errors import DeviceError
 from core.events import EventLog, read_events
 from core.notices import RecordWarning
-from core.plugins import load_in_worker
+from core.plugins import load_alone
 from plugins import cambricon
 from plugins.cambricon import telemetry
 from schemas.chip import TelemetryReading
@@ -32,7 +32,7 @@ class StuckSwitch:
 def vendor():
     from core import defaults
 
-    return load_in_worker("cambricon", "accelmark", defaults)
+    return load_alone("cambricon", "accelmark", defaults)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from core.errors import DeviceError
 from core.notices import RecordWarning
-from core.plugins import load_in_worker
+from core.plugins import load_alone
 from plugins import metax
 from plugins.metax import telemetry
 from schemas.chip import TelemetryReading
@@ -21,7 +21,7 @@ GIB = 1024**3
 def vendor():
     from core import defaults
 
-    return load_in_worker("metax", "accelmark", defaults)
+    return load_alone("metax", "accelmark", defaults)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from core.errors import DeviceError
 from core.notices import RecordWarning
-from core.plugins import load_in_worker
+from core.plugins import load_alone
 from plugins import torch_musa
 from plugins.torch_musa import telemetry
 from schemas.chip import TelemetryReading
@@ -28,7 +28,7 @@ class StuckSwitch:
 def vendor():
     from core import defaults
 
-    return load_in_worker("torch_musa", "accelmark", defaults)
+    return load_alone("torch_musa", "accelmark", defaults)
 
 
 @pytest.fixture

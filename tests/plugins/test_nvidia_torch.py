@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from core.errors import DeviceError
-from core.plugins import load_in_worker
+from core.plugins import load_alone
 from plugins import nvidia
 
 torch = pytest.importorskip("torch")
@@ -19,7 +19,7 @@ GIB = 1024**3
 def vendor():
     from core import defaults
 
-    return load_in_worker("nvidia", "accelmark", defaults)
+    return load_alone("nvidia", "accelmark", defaults)
 
 
 @pytest.fixture

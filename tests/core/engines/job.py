@@ -76,7 +76,7 @@ def main(job: dict[str, object]) -> None:
         loaded, config, config.value.runs[0], plugins.select("cpu"), str(job["engine"]), sets, (1, world)
     )
     planned = plan.build(request)
-    vendor = plugins.load_in_worker("cpu", planned.vendor_distribution, defaults)
+    vendor = plugins.load_alone("cpu", planned.vendor_distribution, defaults)
     device = vendor.init_device(planned, rank)
     vendor.prepare_engine(planned, device)
     dist.init_process_group("gloo", init_method=f"file://{job['store']}", rank=rank, world_size=world)

@@ -1,0 +1,208 @@
+"""Plugins derived from the CPU's, each with one fault; every fault has the one check that is meant for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SOUND = """
+from core import hookimpl
+from plugins import cpu
+from plugins.cpu import describe_environment, init_device, launch_env, prepare_engine, probe
+from schemas.chip import Peak, TelemetryReading
+
+ACCELMARK_HOOK_API = 1
+PEAKS = {}
+SOURCE = "datasheet, dense"
+
+
+@hookimpl
+def chips():
+    peaks = tuple(Peak(precision=p, tflops=tflops, source=SOURCE) for p, tflops in PEAKS.items())
+    return [c.model_copy(update={"vendor": __name__, "peaks": peaks}) for c in cpu.chips()]
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One plugin: what is wrong, as source behind ``SOUND``, and the check that must fail."""
+
+    name: str
+    caught_by: str
+    says: str
+    source: str
+    on_device: bool = True
+    """Whether a worker has to look for it."""
+    own_process: bool = False
+    """Whether it would harm the process that looks for it."""
+
+
+FAULTS = (
+    Fault(
+        "peak_never_reset",
+        "collect_memory.resets",
+        "0.5 GiB were freed and the peaks reset",
+        """
+highest_gib = 0.0
+
+
+@hookimpl(wrapper=True)
+def collect_memory():
+    global highest_gib
+    reading = yield
+    highest_gib = max(highest_gib, reading.peak_allocated_gib)
+    return reading.model_copy(update={"peak_allocated_gib": highest_gib})
+""",
+    ),
+    Fault(
+        "tf32_left_on",
+        "init_device.pins_fp32",
+        "an fp32 mm is off by",
+        """
+@hookimpl
+def init_device(plan):
+    # TF32 as matrix units have it: operands keep 10 of their 23 bits.
+    import torch
+
+    def rounded(x):
+        x = x.contiguous()
+        return (x.view(torch.int32) & -(1 << 13)).view(torch.float32) if x.dtype is torch.float32 else x
+
+    def mm(a, b):
+        return torch.bmm(rounded(a)[None], rounded(b)[None])[0]
+
+    global switched
+    switched = torch.library.Library("aten", "IMPL")
+    switched.impl("mm", mm, "CPU")
+    return cpu.init_device(plan)
+""",
+    ),
+    Fault(
+        "optimizer_changes_batch",
+        "optimizer_wrap.keeps_recipe",
+        "after step 1 the weights are off by 100.0%",
+        """
+@hookimpl
+def optimizer_wrap(optimizer):
+    step, calls = optimizer.step, []
+
+    def every_second(*given):
+        calls.append(given)
+        return step(*given) if len(calls) % 2 == 0 else None
+
+    optimizer.step = every_second
+    return optimizer
+""",
+    ),
+    Fault(
+        "wrong_type",
+        "describe_environment.tells",
+        "hook describe_environment: torch_threads: Input should be a valid string (got 4)",
+        """
+@hookimpl
+def describe_environment():
+    return {"torch_threads": 4}
+""",
+    ),
+    Fault(
+        "zero_for_unknown",
+        "collect_telemetry.sane",
+        "power_w is 0 on a device at work",
+        """
+@hookimpl
+def collect_telemetry():
+    return TelemetryReading(power_w=0, temperature_c=41, utilisation_percent=0)
+""",
+    ),
+    Fault(
+        "dies",
+        "describe_environment.tells",
+        "was ended by signal 6 (SIGABRT)",
+        """
+@hookimpl
+def describe_environment():
+    import os
+
+    os.abort()
+""",
+        own_process=True,
+    ),
+    Fault(
+        "sparse_mixed_with_dense",
+        "chips.dense_peaks",
+        "bf16 1979 is 4 times tf32 495",
+        'PEAKS = {"fp32": 67, "tf32": 495, "bf16": 1979}',
+        on_device=False,
+    ),
+    Fault(
+        "sparse_by_its_source",
+        "chips.dense_peaks",
+        "speaks of sparsity",
+        'PEAKS = {"bf16": 1979}\nSOURCE = "datasheet, with sparsity"',
+        on_device=False,
+    ),
+    Fault(
+        "unstable_environment",
+        "launch_env.plans",
+        "launch_env gives another PORT",
+        """
+asked = []
+
+
+@hookimpl
+def launch_env():
+    asked.append(1)
+    return {"PORT": str(len(asked))}
+""",
+        on_device=False,
+    ),
+    Fault(
+        "unknown_chip",
+        "probe.known_chips",
+        "names chip 'X9', which `chips` does not list",
+        """
+@hookimpl
+def probe():
+    from schemas.chip import ProbeResult
+
+    return [ProbeResult(chip="X9", device_name="a CPU", count=1)]
+""",
+        on_device=False,
+    ),
+    Fault(
+        "config_that_cannot_be",
+        "hardware_configs.plannable",
+        "llama2_7b CPUx1x3 base cannot be planned",
+        """
+@hookimpl
+def hardware_configs(case):
+    from schemas.case import HardwareConfig, Run
+
+    if case.name == "llama2_7b":
+        defaults = {"tensor_parallel": 3}
+        where = {"vendor": __name__, "topology": "CPUx1x3", "engine": "megatron"}
+        return [HardwareConfig(**where, defaults=defaults, runs=[Run(id="base")])]
+""",
+        on_device=False,
+    ),
+    Fault(
+        "torch_on_the_launcher",
+        "launcher.no_torch",
+        "imports torch on the launcher's side",
+        "import sys, types\nsys.modules.setdefault('torch', types.ModuleType('torch'))",
+        on_device=False,
+        own_process=True,
+    ),
+)
+
+
+def install(folder: Path) -> None:
+    """Put a distribution with all of them into ``folder``, which goes on PYTHONPATH."""
+    info = folder / "planted-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 1.0\n", encoding="utf-8")
+    names = "".join(f"{fault.name} = {fault.name}\n" for fault in (*FAULTS, Fault("sound", "", "", "")))
+    (info / "entry_points.txt").write_text(f"[accelmark.vendors]\n{names}", encoding="utf-8")
+    (folder / "sound.py").write_text(SOUND, encoding="utf-8")
+    for fault in FAULTS:
+        (folder / f"{fault.name}.py").write_text(f"{SOUND}\n{fault.source}", encoding="utf-8")

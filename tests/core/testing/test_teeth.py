@@ -1,0 +1,161 @@
+"""The suite has teeth: a plugin with one fault fails the check meant for it, and no other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from core.plugins import Vendor
+from core.testing.catalog import CHECKS
+from core.testing.check import Check, DeviceScene
+from core.testing.session import Outcome, blocker, run_in_order
+from core.testing.small import small_plan
+from schemas.conformance import ConformanceReport
+from tests.conftest import python_path
+from tests.core.testing.planted import FAULTS, SOUND, Fault, install
+
+ROOT = Path(__file__).resolve().parents[3]
+NEEDS_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="a worker needs torch")
+HERE = [fault for fault in FAULTS if not fault.own_process]
+BY_ID = {check.id: check for check in CHECKS}
+
+
+@pytest.fixture
+def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendor]:
+    """The plugin with the fault that is the test's parameter."""
+    fault: Fault = request.getfixturevalue("fault")
+    module = ModuleType(fault.name)
+    monkeypatch.setitem(sys.modules, fault.name, module)
+    exec(f"{SOUND}\n{fault.source}", module.__dict__)
+    yield load(module)
+    if hasattr(module, "switched"):
+        module.switched._destroy()
+
+
+def load(module: ModuleType) -> Vendor:
+    defaults = None
+    if find_spec("torch") is not None:
+        from core import defaults
+    return Vendor(module.__name__, "planted", module, defaults=defaults)
+
+
+def outcomes(place: str, vendor: Vendor) -> dict[str, Outcome]:
+    """Of all checks of a place that the plugin declares, in this process."""
+    checks = [c for c in CHECKS if c.place == place and (vendor.implements(c.hook) or not c.if_declared)]
+    argument: Any = vendor if place == "launcher" else DeviceScene(vendor, small_plan(vendor, "CPU"), 0)
+    told: dict[str, Outcome] = {}
+    run_in_order(checks, argument, lambda outcome: told.__setitem__(outcome.check, outcome))
+    return told
+
+
+def failed(told: dict[str, Outcome]) -> list[str]:
+    return [name for name, outcome in told.items() if outcome.verdict == "failed"]
+
+
+@pytest.mark.parametrize("fault", [f for f in HERE if not f.on_device], ids=lambda fault: fault.name)
+def test_a_fault_on_the_launcher_fails_its_check_and_no_other(fault: Fault, planted: Vendor) -> None:
+    told = outcomes("launcher", planted)
+    torch_is_here = ["launcher.no_torch"] if "torch" in sys.modules else []  # of this process, not of the plugin
+    assert [name for name in failed(told) if name not in torch_is_here] == [fault.caught_by]
+    assert fault.says in str(told[fault.caught_by].reason)
+
+
+@NEEDS_TORCH
+@pytest.mark.parametrize("fault", [f for f in HERE if f.on_device], ids=lambda fault: fault.name)
+def test_a_fault_on_the_device_fails_its_check_and_no_other(
+    fault: Fault, planted: Vendor, restored_math_mode: None
+) -> None:
+    assert [name for name in failed(outcomes("launcher", planted)) if name != "launcher.no_torch"] == []
+    told = outcomes("fp32", planted)
+    assert failed(told) == [fault.caught_by]
+    assert fault.says in str(told[fault.caught_by].reason)
+    blocked = {check.id for check in CHECKS if check.place == "fp32" and fault.caught_by in check.needs}
+    assert {name for name, outcome in told.items() if outcome.verdict == "passed"} == always_passed() - {
+        fault.caught_by, *blocked,
+    }  # fmt: skip
+    assert_engines_are_not_blamed(BY_ID[fault.caught_by], told)
+
+
+def always_passed() -> set[str]:
+    """Of the worker's checks, what holds for the CPU's plugin."""
+    unusual = {"init_device.refuses_missing", "chips.peaks_reached"}
+    left_out = {"optimizer_wrap.keeps_recipe", "collect_telemetry.sane"}
+    return {check.id for check in CHECKS if check.place == "fp32"} - unusual - left_out
+
+
+def assert_engines_are_not_blamed(meant: Check, told: dict[str, Outcome]) -> None:
+    verdicts = {name: outcome.verdict for name, outcome in told.items() if outcome.verdict}
+    expected = meant.id if meant.id in BY_ID["engine.torch"].needs else None
+    assert blocker(BY_ID["engine.torch"], verdicts) == expected
+
+
+@pytest.fixture
+def restored_math_mode() -> Iterator[None]:
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+# --- through the command, each in processes of its own ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a distribution with all of them is installed."""
+    folder = tmp_path_factory.mktemp("planted") / "site"
+    install(folder)
+    return folder
+
+
+def conform(site: Path, vendor: str, out: Path, *only: str) -> tuple[int, ConformanceReport]:
+    words = [word for check in only for word in ("--only", check)]
+    done = subprocess.run(
+        [sys.executable, "-m", "core", "conform", vendor, "--json", "--out", str(out), *words],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": python_path(site)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, 4), done.stderr
+    return done.returncode, ConformanceReport.model_validate_json(done.stdout)
+
+
+LAUNCHER = [check.id for check in CHECKS if check.place == "launcher"]
+
+
+def test_torch_on_the_launcher_is_found_out(site: Path, tmp_path: Path) -> None:
+    (fault,) = (fault for fault in FAULTS if fault.name == "torch_on_the_launcher")
+    code, report = conform(site, fault.name, tmp_path, *LAUNCHER)
+    results = {result.id: result for result in report.results}
+    assert [name for name, result in results.items() if result.verdict == "failed"] == [fault.caught_by]
+    assert fault.says in str(results[fault.caught_by].reason)
+    assert code == 4
+
+
+def test_a_plugin_without_a_fault_fails_nothing_beside_those_that_do(site: Path, tmp_path: Path) -> None:
+    code, report = conform(site, "sound", tmp_path, *LAUNCHER)
+    assert code == 0
+    assert report.counts == {"passed": 5, "failed": 0, "not declared": 1, "not run": len(CHECKS) - 6}
+    assert {r.reason for r in report.results if r.verdict == "not run"} == {"left out by --only"}
+    (file,) = tmp_path.glob("conform-sound-*/conformance.json")
+    assert ConformanceReport.model_validate_json(file.read_text(encoding="utf-8")) == report
+
+
+@NEEDS_TORCH
+def test_a_plugin_that_kills_its_process_fails_that_check_alone(site: Path, tmp_path: Path) -> None:
+    (fault,) = (fault for fault in FAULTS if fault.name == "dies")
+    code, report = conform(site, "dies", tmp_path, fault.caught_by, "build_model.builds", "engine.torch")
+    results = {result.id: result for result in report.results}
+    assert code == 4
+    assert [name for name, result in results.items() if result.verdict == "failed"] == [fault.caught_by]
+    assert fault.says in str(results[fault.caught_by].reason)
+    assert results["init_device.takes_device"].verdict == "passed", "what came before it"
+    assert results["build_model.builds"].verdict == "passed", "what came behind it"
+    assert results["engine.torch"].reason == f"needs {fault.caught_by}, which failed"
