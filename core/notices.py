@@ -10,10 +10,10 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from core.events import EventLog
-from schemas import event as ev
+if TYPE_CHECKING:
+    from core.events import EventLog
 
 _watched: list[re.Pattern[str]] = []
 
@@ -40,6 +40,8 @@ def recorded(log: EventLog) -> Iterator[None]:
     Filters and patterns are put back at the end. What is warned of inside ``catch_warnings(record=True)`` never
     gets here, nor what native code says in a thread that Python did not start.
     """
+    from schemas import event as ev  # what plugins import must not keep `list` waiting
+
     seen: set[str] = set()
     with warnings.catch_warnings():
         show = warnings.showwarning

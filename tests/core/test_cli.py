@@ -33,7 +33,9 @@ WITHOUT_TORCH = (
     ["doctor"],
     ["run", "baichuan2_13b", "--config", "H800x2x8", "--dry-run"],
 )
-QUICK_S = 0.4
+QUICK = 2.5
+"""Times what its libraries take to be imported: 1.8 was seen; importing torch takes more than 6."""
+LIBRARIES = "import pluggy, psutil, pydantic.main, pydantic.types, rich.table"
 
 
 def python(*words: str) -> subprocess.CompletedProcess[str]:
@@ -112,17 +114,21 @@ def test_without_torch_a_run_says_what_to_install() -> None:
     assert "fix: pip install 'accelmark[train]'" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"]])
-def test_help_and_list_answer_at_once(words: list[str]) -> None:
+def processor_time_s(*words: str) -> float:
+    """The least of five: other work stretches even processor time, where cores share what they run on."""
     times_s = []
     for _ in range(5):
         before = os.times()
-        assert python("-m", "core", *words).returncode == 0
+        assert python(*words).returncode == 0
         after = os.times()
-        # Processor time, which other work on the machine does not stretch; nothing here waits for anything else.
         spent = after.children_user - before.children_user + after.children_system - before.children_system
         times_s.append(spent)
-    assert min(times_s) < QUICK_S
+    return min(times_s)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"]])
+def test_help_and_list_answer_at_once(words: list[str]) -> None:
+    assert processor_time_s("-m", "core", *words) < QUICK * processor_time_s("-c", LIBRARIES)
 
 
 def test_help_names_every_verb(call: Call) -> None:
