@@ -71,7 +71,8 @@ def resolve(argument: str) -> LoadedCase:
     if (folder / "__init__.py").is_file():
         return _from_folder(folder.resolve())
     name = folder.name
-    entries = [entry for entry in entry_points(GROUP) if entry.name == name]
+    # A module cannot be called as a case may be: llava1.5_13b lies in llava1_5_13b.
+    entries = [entry for entry in entry_points(GROUP) if entry.name in (name, name.replace(".", "_"))]
     if not entries:
         known = ", ".join(sorted({entry.name for entry in entry_points(GROUP)}))
         raise UsageError(f"no case {argument!r}", f"give a case folder, or one of: {known}")

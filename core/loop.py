@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -97,7 +97,9 @@ class Loop:
         self._synchronize()
         self._log.emit(ev.PhaseEvent, phase="measure")
         started = time.perf_counter()
-        tokens = [self._enqueue("measure") for _ in range(steps)]
+        totals = Counter[str]()
+        for _ in range(steps):
+            totals.update(_counts(self._enqueue("measure")))
         self._clock.synchronize()
         window_s = time.perf_counter() - started
         self._drain()
@@ -105,9 +107,8 @@ class Loop:
             ev.WindowEvent,
             window_s=window_s,
             steps=steps,
-            real_tokens=sum(batch.real_tokens for batch in tokens),
-            padded_tokens=sum(batch.padded_tokens for batch in tokens),
             epochs=epochs_at(self._step),
+            **totals,
         )
 
     def _measured_steps(self) -> int:
@@ -172,3 +173,13 @@ class Loop:
         )
         if not finite:
             raise NonFiniteLossError(done.step, loss, norm)
+
+
+def _counts(batch: StepBatch) -> dict[str, int]:
+    """What a window sums up; its batches themselves must not stay on the device."""
+    return {
+        "real_tokens": batch.real_tokens,
+        "padded_tokens": batch.padded_tokens,
+        "images": batch.images,
+        "squared_lengths": batch.squared_lengths,
+    }

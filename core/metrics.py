@@ -17,9 +17,10 @@ from schemas.chip import Peak
 from schemas.hyperparameters import Checkpointing
 from schemas.model import DecoderSpec
 from schemas.plan import Plan
-from schemas.record import Mfu, Parameters
+from schemas.record import Mfu, Parameters, Throughput
 
-FineTune = Literal["full", "lora"]
+FineTune = Literal["full", "lora", "multimodal", "projector"]
+"""``multimodal`` trains projector and language model, ``projector`` the projector alone."""
 
 FORMULAS: Mapping[FineTune, Mapping[str, str]] = {
     "full": {
@@ -34,7 +35,24 @@ FORMULAS: Mapping[FineTune, Mapping[str, str]] = {
         "causal": "4 * (N_frozen - N_input_embedding) + 6 * N_trainable + 6 * L * H * Q * T",
         "hardware": "causal plus what activation checkpointing computes again",
     },
+    "multimodal": {
+        "flagperf": "6 * N_nominal (the rule of the published tables)",
+        "palm": "6 * N_trainable + 2 * N_tower * V + 12 * L * H * Q * T (palm; V patches of images a token, T the "
+        "real length of a token's sequence, mean over the tokens)",
+        "causal": "palm without 6 * N_input_embedding and half of 12 * L * H * Q * T",
+        "hardware": "causal plus what activation checkpointing computes again",
+    },
+    "projector": {
+        "flagperf": "4 * N_nominal (gradients cross the frozen language model)",
+        "palm": "6 * N_trainable + 4 * N_frozen + 2 * N_tower * V + 12 * L * H * Q * T (palm, without "
+        "gradients of frozen weights; V patches of images a token, T the real length of a token's sequence, mean "
+        "over the tokens)",
+        "causal": "palm without 4 * N_input_embedding and half of 12 * L * H * Q * T",
+        "hardware": "causal plus what activation checkpointing computes again",
+    },
 }
+_FROZEN = ("lora", "projector")
+"""What leaves the language model's own weights as they are."""
 
 _SCALED_DOWN = "no flagperf number: the model is scaled down, and N_nominal is the full one's"
 
@@ -45,34 +63,49 @@ class Work:
 
     model: DecoderSpec
     parameters: Parameters
-    sequence_length: int
+    sequence_length: float
+    """Of the sequence that a token is in, mean over the tokens."""
     checkpointing: Checkpointing
     fine_tune: FineTune = "full"
+    patches_per_token: float = 0.0
+    """What a vision tower sees for each token that the language model does."""
     scaled_down: bool = False
     """The model is smaller than the case's, so that N_nominal is not its own."""
 
     @classmethod
-    def of(cls, plan: Plan, parameters: Parameters) -> Work:
-        """What ``plan`` trains; ``parameters`` are counted from the built model."""
-        hp = plan.hyper_parameters
+    def of(cls, plan: Plan, parameters: Parameters, measured: Throughput | None = None) -> Work:
+        """What ``plan`` trains; ``parameters`` are counted from the built model, lengths were ``measured``."""
+        hp, vision = plan.hyper_parameters, plan.vision
+        length = measured.attended_length if measured is not None else None
+        images = measured.images_per_token if measured is not None else 0.0
         return cls(
             plan.model,
             parameters,
-            hp.sequence_length,
+            length or hp.sequence_length,
             hp.activation_checkpointing,
-            fine_tune="full" if plan.lora is None else "lora",
+            fine_tune=_fine_tune(plan),
+            patches_per_token=0.0 if vision is None else images * (vision.image_tokens + 1),
             scaled_down=plan.scaled_down,
         )
+
+
+def _fine_tune(plan: Plan) -> FineTune:
+    if plan.lora is not None:
+        return "lora"
+    if plan.vision is None:
+        return "full"
+    return "projector" if plan.hyper_parameters.stage == "pretrain" else "multimodal"
 
 
 def flops_per_token(work: Work) -> dict[str, float]:
     """Training FLOPs per token by each rule of ``FORMULAS`` that tells something of this model."""
     model, parameters = work.model, work.parameters
-    each = 6.0 if work.fine_tune == "full" else 4.0
+    each = 4.0 if work.fine_tune in _FROZEN else 6.0
     attention = 12.0 * model.num_layers * model.num_heads * model.head_size * work.sequence_length
     crossed = parameters.total - parameters.forward_only
-    adapters = parameters.trainable if work.fine_tune == "lora" else 0
-    palm = each * (crossed - adapters) + 6.0 * adapters + 2.0 * parameters.forward_only + attention
+    adapters = parameters.trainable if work.fine_tune in _FROZEN else 0
+    tower = 2.0 * parameters.forward_only * work.patches_per_token
+    palm = each * (crossed - adapters) + 6.0 * adapters + tower + attention
     causal = palm - each * model.vocab_size * model.hidden_size - attention / 2
     nominal = {} if work.scaled_down else {"flagperf": each * model.nominal_parameters}
     return nominal | {"palm": palm, "causal": causal, "hardware": causal + _recomputed(work)}

@@ -27,7 +27,7 @@ from schemas.case import Case, DataSpec, Run, TokenizerSpec
 from schemas.chip import ChipSpec, PeakPrecision
 from schemas.evaluation import EvaluationSpec
 from schemas.hyperparameters import HyperParameters, LoraSpec, Measure, OverrideValue
-from schemas.model import DecoderSpec
+from schemas.model import DecoderSpec, VisionSpec
 from schemas.plan import Plan
 from schemas.units import Parallel, Topology, Unit
 
@@ -38,7 +38,11 @@ SECTIONS: Mapping[str, type[Schema]] = {
     "tokenizer": TokenizerSpec,
 }
 """Dotted settings; a bare key is a hyper-parameter, and ``weights`` stands alone."""
-OPTIONAL_SECTIONS: Mapping[str, type[Schema]] = {"lora": LoraSpec, "evaluation": EvaluationSpec}
+OPTIONAL_SECTIONS: Mapping[str, type[Schema]] = {
+    "vision": VisionSpec,
+    "lora": LoraSpec,
+    "evaluation": EvaluationSpec,
+}
 """Dotted settings that only some cases have."""
 
 TIMEOUTS = ("measure.start_timeout_s", "measure.setup_timeout_s", "measure.timeout_s")
@@ -155,13 +159,14 @@ def build(request: Request) -> Plan:
     hp, model = layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
     measure, data = layers.section("measure.", Measure), layers.section("data.", DataSpec)
     tokenizer = layers.section("tokenizer.", TokenizerSpec)
+    vision = layers.optional_section("vision", VisionSpec)
     lora = layers.optional_section("lora", LoraSpec)
     evaluation = layers.optional_section("evaluation", EvaluationSpec)
     weights = layers.values["weights"]
     chip = vendor.chip(config.value.topology.chip)
     topology = _topology(config, chip, request.world)
     engine, layers.origins["engine"] = _engine(request)
-    _require_ability(engine_spec(engine), lora, evaluation)
+    _require_ability(engine_spec(engine), vision, lora, evaluation)
     sequences = None if data.path is not None else data.generated_sequences
     proposal = Proposal(engine_spec(engine).name, chip, topology, hp, model, sequences)
     _refuse(proposal)
@@ -183,6 +188,7 @@ def build(request: Request) -> Plan:
         tokenizer=tokenizer,
         data=data,
         weights=None if weights is None else str(weights),
+        vision=vision,
         lora=lora,
         evaluation=evaluation,
         fix_hp={key: _plain(layers.values[key]) for key in request.changed},
@@ -196,7 +202,7 @@ def build(request: Request) -> Plan:
         engine_config=_engine_config(engine, hp, model, parallel),
         launch=launch.command(topology, request.words),
         launch_env={},
-        scaled_down=model != loaded.case.model,
+        scaled_down=(model, vision) != (loaded.case.model, loaded.case.vision),
         official=unofficial is None,
         unofficial_reason=unofficial,
     )
@@ -249,9 +255,12 @@ def _topology(config: Config, chip: ChipSpec, world: tuple[int, int] | None) -> 
     return actual
 
 
-def _require_ability(engine: EngineSpec, lora: LoraSpec | None, evaluation: EvaluationSpec | None) -> None:
+def _require_ability(
+    engine: EngineSpec, vision: VisionSpec | None, lora: LoraSpec | None, evaluation: EvaluationSpec | None
+) -> None:
     """UsageError where the engine lacks what the case needs; no setting could change that."""
-    lacking = [] if lora is None or engine.trains_adapters else ["trains no LoRA adapters"]
+    lacking = [] if vision is None or engine.sees_images else ["takes no images"]
+    lacking += [] if lora is None or engine.trains_adapters else ["trains no LoRA adapters"]
     lacking += [] if evaluation is None or engine.evaluates else ["evaluates no model"]
     if lacking:
         raise UsageError(f"engine {engine.name} {' and '.join(lacking)}", "use engine torch or deepspeed")

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from core.summary import tokens_per_second_per_chip
 from schemas import event as ev
 from schemas.plan import Plan
 
@@ -41,7 +42,8 @@ def _rate(plan: Plan, step: ev.StepEvent) -> str:
     """Tokens per second and chip of one step."""
     if not step.step_time_s:
         return "-"
-    return f"{plan.tokens_per_step / step.step_time_s / plan.topology.world_size:,.0f}"
+    tokens = tokens_per_second_per_chip(plan, {step.rank: step.real_tokens}, step.step_time_s)
+    return f"{tokens:,.0f}"
 
 
 def _loss(step: ev.StepEvent) -> str:

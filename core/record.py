@@ -148,7 +148,7 @@ def _short_window(plan: Plan, window: ev.WindowEvent | None) -> str | None:
 def _mfu(plan: Plan, parameters: rec.Parameters | None, throughput: rec.Throughput | None) -> rec.Mfu:
     if parameters is None or throughput is None:
         return rec.Mfu(missing="nothing was measured")
-    work, peak = metrics.Work.of(plan, parameters), plan.chip.peak(plan.compute_precision)
+    work, peak = metrics.Work.of(plan, parameters, throughput), plan.chip.peak(plan.compute_precision)
     return metrics.mfu(throughput.tokens_per_second_per_chip, work, peak)
 
 

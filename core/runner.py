@@ -59,6 +59,7 @@ def run(options: Options, console: Console) -> list[Record]:
             )
         selection.require_chips(request)
         selection.require_packages(engine_spec(plan.engine))
+        selection.require_extras(plan)
     records: list[Record] = []
     for plan in planned:
         done = next((record for record in options.done if record.plan == plan), None)
@@ -113,6 +114,7 @@ def run_pod(options: Options, node: Node, console: Console) -> tuple[list[Record
     for request, plan in zip(requests, planned, strict=True):
         selection.require_chips(request)
         selection.require_packages(engine_spec(plan.engine))
+        selection.require_extras(plan)
     records: list[Record] = []
     for number, plan in enumerate(planned):
         # A port of its own for each run: another node may be quicker to begin the next one.

@@ -14,7 +14,10 @@ from core.errors import DeviceError, UsageError
 from core.plan import Request
 from core.plugins import Present, Vendor
 from schemas.hyperparameters import OverrideValue
+from schemas.plan import Plan
 
+EXTRA_PACKAGES = {"conversations": ("PIL",), "MMMU": ("PIL", "pyarrow")}
+"""Format of data or benchmark -> what it imports, all from the extra ``multimodal``."""
 CAN_BE_NONE = ("data.path", "weights", "schedule_steps", "pipeline_layers")
 
 
@@ -118,6 +121,17 @@ def require_packages(engine: EngineSpec) -> None:
         raise DeviceError(
             f"engine {engine.name} needs {' and '.join(missing)}, not installed for {sys.executable}",
             f"pip install 'accelmark[{engine.extra}]', or take another engine with --engine",
+        )
+
+
+def require_extras(plan: Plan) -> None:
+    """DeviceError unless what the plan's data and evaluation import is installed."""
+    wanted = [plan.data.format, *([] if plan.evaluation is None else [plan.evaluation.benchmark])]
+    missing = {name: None for what in wanted for name in EXTRA_PACKAGES.get(what, ()) if not _is_there(name)}
+    if missing:
+        raise DeviceError(
+            f"case {plan.case!r} needs {' and '.join(missing)}, not installed for {sys.executable}",
+            "pip install 'accelmark[multimodal]'",
         )
 
 

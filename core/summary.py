@@ -43,6 +43,7 @@ def throughput(plan: Plan, events: Sequence[ev.Event]) -> rec.Throughput | None:
     if not repeats:
         return None
     measured = [_rates(plan, windows) for windows in repeats]
+    read = [window for windows in repeats for window in windows]
     windows_s = [max(window.window_s for window in windows) for windows in repeats]
     rates = tuple(real for real, _ in measured)
     count = sum(windows[0].steps for windows in repeats)
@@ -54,6 +55,8 @@ def throughput(plan: Plan, events: Sequence[ev.Event]) -> rec.Throughput | None:
     return rec.Throughput(
         tokens_per_second_per_chip=statistics.fmean(rates),
         padded_tokens_per_second_per_chip=statistics.fmean(padded for _, padded in measured),
+        attended_length=_attended_length(read),
+        images_per_token=sum(window.images for window in read) / sum(window.real_tokens for window in read),
         repeats=rates if len(rates) > 1 else (),
         spread=(max(rates) - min(rates)) / statistics.fmean(rates) if len(rates) > 1 else None,
         measured_steps=count,
@@ -63,6 +66,11 @@ def throughput(plan: Plan, events: Sequence[ev.Event]) -> rec.Throughput | None:
         step_time_p5_s=_percentile(times_s, 5),
         step_time_p95_s=_percentile(times_s, 95),
     )
+
+
+def _attended_length(windows: Sequence[ev.WindowEvent]) -> float | None:
+    squares = [window.squared_lengths for window in windows if window.squared_lengths is not None]
+    return sum(squares) / sum(window.real_tokens for window in windows) if len(squares) == len(windows) else None
 
 
 def _rates(plan: Plan, windows: Sequence[ev.WindowEvent]) -> tuple[float, float]:

@@ -236,6 +236,7 @@ class _Worker:
                 tokenizer=tokenizer_file(self._plan),
                 vocab_size=self._plan.model.vocab_size,
                 max_length=self._plan.model.max_positions,
+                vision=self._plan.vision,
                 rank=self._rank.rank,
                 world_size=self._rank.world_size,
             )

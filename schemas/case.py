@@ -10,8 +10,9 @@ from typing_extensions import Self
 
 from schemas.base import Name, Schema, Text
 from schemas.evaluation import EvaluationSpec
-from schemas.hyperparameters import HyperParameters, LoraSpec, Measure, Overrides
-from schemas.model import DecoderSpec
+from schemas.hyperparameters import HyperParameters, LoraSpec, Measure, Overrides, Stage
+from schemas.lengths import LengthHistogram
+from schemas.model import DecoderSpec, VisionSpec
 from schemas.units import Topology
 
 
@@ -29,8 +30,9 @@ class TokenizerSpec(Schema):
     one in the folder of the weights, or the embedded one."""
 
 
-DataFormat = Literal["tokens"]
-"""``tokens``: text in a file of token ids, packed without gaps."""
+DataFormat = Literal["tokens", "conversations"]
+"""``tokens``: text in a file of token ids, packed without gaps. ``conversations``: dialogues and the files of
+their images, in LLaVA's layout."""
 
 
 class DataSpec(Schema):
@@ -45,6 +47,8 @@ class DataSpec(Schema):
     """A folder in the format (for ``tokens``, written by ``prepare``); None trains on generated data."""
     generated_sequences: PositiveInt = 512
     """Length of the generated data, in sequences of the run."""
+    generated_lengths: dict[Stage, LengthHistogram] = {}
+    """How long generated ``conversations`` are, by the stage that trains on them."""
 
 
 class Case(Schema):
@@ -59,6 +63,8 @@ class Case(Schema):
     measure: Measure = Measure()
     weights: str | None = None
     """A folder of safetensors to start from; None is random initialisation."""
+    vision: VisionSpec | None = None
+    """The tower that makes tokens of images; None for a model of text."""
     lora: LoraSpec | None = None
     """The adapters to train; None trains the model's own weights."""
     evaluation: EvaluationSpec | None = None

@@ -62,7 +62,8 @@ class DataEvent(_Event):
     """``generated`` or the data set's name."""
     manifest_sha256: str
     sequences: PositiveInt
-    tokens: PositiveInt
+    tokens: PositiveInt | None = None
+    """Real tokens of one epoch; None where counting them would take long."""
 
 
 class StepEvent(_Event):
@@ -96,6 +97,9 @@ class WindowEvent(_Event):
     steps: PositiveInt
     real_tokens: NonNegativeInt
     padded_tokens: NonNegativeInt
+    images: NonNegativeInt = 0
+    squared_lengths: NonNegativeInt | None = None
+    """Sum over the sequences of their real tokens, squared."""
     epochs: NonNegativeInt
     """Whole passes over the data set."""
 

@@ -14,7 +14,8 @@ class DecoderSpec(Schema):
     """A decoder-only transformer. ``factory`` builds it, so a case can bring a model of its own."""
 
     factory: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
-    """``module:callable``, called as ``callable(spec, hp)``; returns a ``core.models.decoder.Decoder``."""
+    """``module:callable``, called as ``callable(spec, hp)``, of a case with a vision tower as ``callable(spec, hp,
+    vision)``; returns a ``core.models.decoder.Decoder``."""
     nominal_parameters: PositiveInt
     """The number the model is named after (7e9, 13e9); the ``flagperf`` FLOPs rule uses it."""
     hidden_size: PositiveInt

@@ -11,7 +11,7 @@ from schemas.case import DataSpec, TokenizerSpec
 from schemas.chip import ChipSpec, PeakPrecision
 from schemas.evaluation import EvaluationSpec
 from schemas.hyperparameters import HyperParameters, LoraSpec, Measure, OverrideValue
-from schemas.model import DecoderSpec
+from schemas.model import DecoderSpec, VisionSpec
 from schemas.units import Parallel, Topology
 
 
@@ -58,6 +58,7 @@ class Plan(Schema):
     tokenizer: TokenizerSpec
     data: DataSpec
     weights: str | None
+    vision: VisionSpec | None = None
     lora: LoraSpec | None = None
     evaluation: EvaluationSpec | None = None
     fix_hp: dict[str, OverrideValue]

@@ -21,6 +21,9 @@ class Throughput(Schema):
     tokens_per_second_per_chip: PositiveFloat
     """Real tokens (without padding) per second and chip: the reports' ``token/p/s``."""
     padded_tokens_per_second_per_chip: PositiveFloat | None = None
+    attended_length: PositiveFloat | None = None
+    """Real length of the sequence that a token is in, mean over the tokens: the T of attention's FLOPs."""
+    images_per_token: NonNegativeFloat = 0.0
     repeats: tuple[PositiveFloat, ...] = ()
     """Tokens per second and chip of each window, where several were measured; the value above is their mean."""
     spread: NonNegativeFloat | None = None

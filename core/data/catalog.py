@@ -24,7 +24,10 @@ class Format(Protocol):
         """
 
 
-FORMATS: Final[Mapping[DataFormat, str]] = {"tokens": "core.data.dataset"}
+FORMATS: Final[Mapping[DataFormat, str]] = {
+    "tokens": "core.data.dataset",
+    "conversations": "core.data.conversations.dataset",
+}
 """Format -> module with the functions of ``Format``."""
 
 

@@ -55,7 +55,7 @@ def embedded_data(cache: Path, *, seed: int, sequences: int, sequence_length: in
     folder = cache / f"{GENERATED}-{_key(seed, size_bytes, vocab_size)}"
     if (folder / MANIFEST_FILE).is_file():
         return folder
-    _make(folder, MANIFEST_FILE, lambda scratch: _build(scratch, seed, size_bytes, vocab_size))
+    make_folder(folder, MANIFEST_FILE, lambda scratch: _build(scratch, seed, size_bytes, vocab_size))
     return folder
 
 
@@ -67,7 +67,7 @@ def embedded_tokenizer(cache: Path, model_vocab_size: int) -> Path:
     vocab_size = _vocab_size(model_vocab_size)
     folder = cache / f"tokenizer-{_key(TOKENIZER_SEED, vocab_size)}"
     if not (folder / TOKENIZER_FILE).is_file():
-        _make(
+        make_folder(
             folder, TOKENIZER_FILE, lambda scratch: _train(scratch, TOKENIZER_SEED, _MIN_CORPUS_BYTES, vocab_size)
         )
     return folder / TOKENIZER_FILE
@@ -100,7 +100,7 @@ def _vocab_size(model_vocab_size: int) -> int:
     return min(_MAX_VOCAB_SIZE, model_vocab_size)
 
 
-def _make(folder: Path, written_last: str, build: Callable[[Path], None]) -> None:
+def make_folder(folder: Path, written_last: str, build: Callable[[Path], None]) -> None:
     """Let ``build`` fill a folder that takes ``folder``'s place when it is complete."""
     scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:

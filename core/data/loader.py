@@ -31,6 +31,9 @@ class StepBatch:
     real_tokens: int
     padded_tokens: int
     """Positions filled with padding; packed data has none."""
+    images: int = 0
+    squared_lengths: int = 0
+    """As those of a ``MicroBatch``."""
 
 
 class DeviceLoader:
@@ -160,4 +163,6 @@ def _step_batch(micro_batches: Sequence[MicroBatch], place: Callable[[Array], Te
         label_tokens=sum(micro.label_tokens for micro in micro_batches),
         real_tokens=sum(micro.real_tokens for micro in micro_batches),
         padded_tokens=sum(micro.padded_tokens for micro in micro_batches),
+        images=sum(micro.images for micro in micro_batches),
+        squared_lengths=sum(micro.squared_lengths for micro in micro_batches),
     )

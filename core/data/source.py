@@ -24,6 +24,10 @@ class MicroBatch:
     Every array is the micro-batch's own: it may be handed over without a copy."""
     padded_tokens: int = 0
     """Positions of ``input_ids`` that are padding. Ignored labels do not tell: prompts have them, too."""
+    images: int = 0
+    """Images of the data; one that only keeps ranks together is none."""
+    sequence_lengths: tuple[int, ...] = ()
+    """Real tokens of each sequence, where they are not all as long as a row of ``input_ids``."""
 
     @property
     def label_tokens(self) -> int:
@@ -34,6 +38,12 @@ class MicroBatch:
     def real_tokens(self) -> int:
         """Positions that hold a token of the data."""
         return self.arrays["input_ids"].size - self.padded_tokens
+
+    @property
+    def squared_lengths(self) -> int:
+        """Sum of the sequences' squared lengths, which the products of attention go with."""
+        rows, length = self.arrays["input_ids"].shape
+        return sum(real * real for real in self.sequence_lengths or (length,) * rows)
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,8 @@ class DataFacts:
     """Identifies the data: two runs with the same hash and seed see the same batches."""
     sequences: int
     """Samples in one epoch."""
-    tokens: int
-    """Real tokens in one epoch."""
+    tokens: int | None
+    """Real tokens in one epoch; None where counting them would take long."""
 
 
 class DataSource(Protocol):

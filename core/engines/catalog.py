@@ -27,6 +27,8 @@ class EngineSpec:
     autocast_dtypes: tuple[Literal["bf16", "fp16"], ...] = ("bf16", "fp16")
     losses: tuple[str, ...] = ("full", "chunked")
     z_loss: bool = True
+    sees_images: bool = True
+    """Whether it trains models that take more than token ids and labels."""
     trains_adapters: bool = True
     """Whether it trains LoRA adapters while the model's own weights stay as they are."""
     evaluates: bool = True
@@ -71,6 +73,7 @@ ENGINES = (
         autocast_dtypes=("bf16",),
         losses=("full",),
         z_loss=False,
+        sees_images=False,
         trains_adapters=False,
         evaluates=False,
         extra="megatron",

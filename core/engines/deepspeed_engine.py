@@ -33,7 +33,8 @@ class DeepSpeedEngine(Engine):
         model = model.to(PARAMETER_DTYPES.get(self.hp.precision, torch.float32))
         model.to_empty(device=self.device)
         self.initialise(model.named_parameters(), place_plain, naming=model.naming)
-        optimizer = optimizer_wrap(build_optimizer(model.parameters(), self.hp), model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = optimizer_wrap(build_optimizer(trained, self.hp), model)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=dict(self.plan.engine_config), dist_init_required=False
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from schemas.evaluation import Accuracy, Benchmark, EvaluationSpec
+from schemas.model import VisionSpec
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,8 @@ class Respondent:
     """Of the model; the tokenizer's ids must lie below it."""
     max_length: int
     """Tokens of the longest prompt."""
+    vision: VisionSpec | None = None
+    """The tower of a model that takes ``pixel_values`` and ``image_positions``, too."""
     rank: int = 0
     world_size: int = 1
 
@@ -51,7 +54,7 @@ class Evaluator(Protocol):
         """Ask all ranks' questions; every rank returns the accuracy over all of them."""
 
 
-EVALUATORS: Final[Mapping[Benchmark, str]] = {}
+EVALUATORS: Final[Mapping[Benchmark, str]] = {"MMMU": "core.evaluate.mmmu.benchmark"}
 """Benchmark -> module with the functions of ``Evaluator``."""
 
 

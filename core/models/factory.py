@@ -18,5 +18,6 @@ def build_decoder(plan: Plan, stage: int = 0) -> Decoder:
     assert stage == 0
     module, _, name = plan.model.factory.partition(":")
     factory: Callable[..., Decoder] = getattr(importlib.import_module(module), name)
+    vision = () if plan.vision is None else (plan.vision,)
     with torch.device("meta"):
-        return factory(plan.model, plan.hyper_parameters)
+        return factory(plan.model, plan.hyper_parameters, *vision)

@@ -60,6 +60,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
         embedding=sum(
             size for name, size in sizes.items() if name.endswith(("embed_tokens.weight", "lm_head.weight"))
         ),
+        forward_only=sum(size for name, size in sizes.items() if name.startswith("vision_tower.")),
     )
 
 

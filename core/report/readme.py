@@ -10,6 +10,7 @@ from core.report.render import render_report
 from core.report.say import significant, verbatim
 from schemas.base import Text
 from schemas.case import Case
+from schemas.model import VisionSpec
 from schemas.record import Record
 from schemas.report import Language, Report
 
@@ -58,6 +59,7 @@ def _introduction(case: Case, language: Language) -> list[str]:
     entries = [
         (Text(zh="任务", en="Task"), case.task),
         (Text(zh="模型", en="Model"), _model(case)),
+        *([] if case.vision is None else [(Text(zh="视觉塔", en="Vision tower"), _vision(case.vision))]),
         (Text(zh="训练配方", en="Recipe"), _recipe(case)),
         (Text(zh="数据集", en="Data set"), _data(case)),
         (Text(zh="分词器", en="Tokenizer"), _tokenizer(case)),
@@ -65,6 +67,16 @@ def _introduction(case: Case, language: Language) -> list[str]:
     ]
     colon = "：" if language == "zh" else ": "
     return [f"- {key.in_language(language)}{colon}{value.in_language(language)}" for key, value in entries]
+
+
+def _vision(vision: VisionSpec) -> Text:
+    return Text(
+        zh=f"CLIP，{vision.num_layers} 层（取第 {vision.used_layers} 层），hidden {vision.hidden_size}，"
+        f"图像 {vision.image_size}，patch {vision.patch_size}，每图 {vision.image_tokens} token",
+        en=f"CLIP, {vision.num_layers} layers (the output of layer {vision.used_layers}), hidden "
+        f"{vision.hidden_size}, images of {vision.image_size}, patches of {vision.patch_size}, "
+        f"{vision.image_tokens} tokens an image",
+    )
 
 
 def _model(case: Case) -> Text:

@@ -131,3 +131,49 @@ def test_without_a_peak_or_beyond_it_there_is_a_reason_and_no_number(
     assert shares.missing == missing
     assert shares.flops_per_token["flagperf"] == 6 * 7e9
     assert shares.peak_tflops == peak.tflops
+
+
+LLAVA_LANGUAGE, LLAVA_PROJECTOR = 13_015_864_320, 1024 * 5120 + 5120 + 5120 * 5120 + 5120
+"""Of Llama-13B, whose vocabulary has 32,000 words; and two layers with biases."""
+LLAVA_TOWER = 290_909_184
+"""Of 23 layers of CLIP ViT-L/14-336."""
+
+
+@pytest.mark.parametrize(
+    ("fine_tune", "each", "trainable"),
+    [("multimodal", 6, LLAVA_LANGUAGE + LLAVA_PROJECTOR), ("projector", 4, LLAVA_PROJECTOR)],
+)
+def test_llava_counts_the_tower_by_its_patches_and_frozen_weights_that_gradients_cross(
+    fine_tune: FineTune, each: int, trainable: int
+) -> None:
+    case = resolve("llava1_5_13b").case
+    assert case.vision is not None
+    total = LLAVA_LANGUAGE + LLAVA_PROJECTOR + LLAVA_TOWER
+    parameters = Parameters(total=total, trainable=trainable, embedding=2 * 32000 * 5120, forward_only=LLAVA_TOWER)
+    images_per_token = 1 / 850
+    patches = images_per_token * (case.vision.image_tokens + 1)
+    trained = Work(case.model, parameters, 901.5, "full", fine_tune, patches_per_token=patches)
+    flops = flops_per_token(trained)
+    frozen = LLAVA_LANGUAGE + LLAVA_PROJECTOR - trainable
+    attention = 12 * 40 * 5120 * 901.5
+    palm = 6 * trainable + 4 * frozen + 2 * LLAVA_TOWER * 577 / 850 + attention
+    assert flops["palm"] == pytest.approx(palm, rel=1e-12)
+    assert flops["flagperf"] == each * 13e9
+    assert flops["causal"] == pytest.approx(palm - each * 32000 * 5120 - attention / 2, rel=1e-12)
+    recomputed = 2 * (LLAVA_LANGUAGE + LLAVA_PROJECTOR - 2 * 32000 * 5120) + attention / 6
+    assert flops["hardware"] == pytest.approx(flops["causal"] + recomputed, rel=1e-12)
+    assert {*FORMULAS[fine_tune]} == {*flops}
+
+
+def test_the_counts_are_those_of_the_model_that_is_built() -> None:
+    torch = pytest.importorskip("torch")
+    from core.models.initialise import count_parameters
+    from core.models.llava import Llava
+
+    case = resolve("llava1_5_13b").case
+    assert case.vision is not None
+    with torch.device("meta"):
+        counted = count_parameters(Llava(case.model, case.hyper_parameters, case.vision))
+    assert counted.forward_only == LLAVA_TOWER
+    assert counted.trainable == LLAVA_LANGUAGE + LLAVA_PROJECTOR
+    assert counted.total == LLAVA_LANGUAGE + LLAVA_PROJECTOR + LLAVA_TOWER

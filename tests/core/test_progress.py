@@ -21,7 +21,7 @@ AT: dict[str, Any] = {"time_unix_s": 1e9, "elapsed_s": 1.0, "rank": 0}
 def step(number: int, total: int | None = 20, **changes: Any) -> ev.StepEvent:
     values = AT | {
         "phase": "measure", "step": number, "total_steps": total, "step_time_s": 2.0, "loss": 3.14159,
-        "grad_norm": 1.0, "learning_rate": 1e-5, "label_tokens": 1, "real_tokens": 1, "padded_tokens": 0,
+        "grad_norm": 1.0, "learning_rate": 1e-5, "label_tokens": 1, "real_tokens": 16384, "padded_tokens": 0,
     }  # fmt: skip
     return ev.StepEvent(**(values | changes))
 

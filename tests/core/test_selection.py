@@ -14,7 +14,7 @@ from core.cases import Config, LoadedCase
 from core.engines.catalog import engine_spec
 from core.errors import DeviceError, UsageError
 from core.plugins import Present, Vendor
-from core.selection import Selection, choose, parse_sets, require_chips, require_packages
+from core.selection import Selection, choose, parse_sets, require_chips, require_extras, require_packages
 from schemas.case import Case, HardwareConfig, Run
 from schemas.chip import ProbeResult
 from schemas.plan import Plan
@@ -199,3 +199,15 @@ def test_a_vendor_that_cannot_look_for_its_chips_is_not_passed_over_silently(
     with pytest.raises(UsageError, match="has no config for this machine"):
         choose(Selection("llama2_7b"), told.append)
     assert told == ["vendor acme could not look for its chips: driver and library do not fit"]
+
+
+def test_a_package_that_the_data_or_the_benchmark_needs(
+    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan()
+    images = plan.model_copy(update={"data": plan.data.model_copy(update={"format": "conversations"})})
+    monkeypatch.setitem(selection.EXTRA_PACKAGES, "conversations", ("json", "no_such_package"))
+    require_extras(plan)
+    with pytest.raises(DeviceError, match="needs no_such_package, not installed") as raised:
+        require_extras(images)
+    assert raised.value.fix == "pip install 'accelmark[multimodal]'"

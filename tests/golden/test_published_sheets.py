@@ -20,11 +20,13 @@ SHEETS = {
     "H800_baichuan2_13b": "baichuan2_13b",
     "S4000_llama2_7b": "llama2_7b",
     "C500_llama2_70b": "llama2_70b",
+    "MLU_llava1.5_13b": "llava1_5_13b",
 }
 TRAINED = {
     "baichuan2_13b": ("pretrained", "openwebtext"),
     "llama2_7b": ("pretrained", "openwebtext"),
     "llama2_70b": ("random", "pile wikipedia"),
+    "llava1_5_13b": ("pretrained", "LAION-CC-SBU + llava_v1_5_mix665k"),
 }
 """The weights that a sheet's runs started from, and their data."""
 Element = tuple[Any, ...]

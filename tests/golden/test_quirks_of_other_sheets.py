@@ -1,4 +1,4 @@
-"""What the three sheets that are not yet data need of the schema: each of their quirks re-renders as published."""
+"""What the sheets that are not yet data need of the schema: each of their quirks re-renders as published."""
 
 from __future__ import annotations
 
@@ -126,39 +126,14 @@ C500_RECORDS = [
            fix_hp={"gradient_accumulation_steps": 1024}, **FULL),
 ]  # fmt: skip
 
-MLU_BLOCKS = [
-    {"kind": "list", "marker": "*", "items": [
-        {"kind": "text", "text": text("输入批尺寸", "Input batch size"), "children": {"marker": "1.", "items": [
-            {"kind": "batch", "field": "local_batch_size", "name": "local_batchsize(micro_batchsize)",
-             "set_in": "config_MLUx1x8.py", "default": None, "remark": text(
-                 "pretrain阶段为32，finetune阶段为16", "32 in stage pretrain, 16 in stage finetune")},
-        ]}},
-    ]},
-    {"kind": "list", "items": [
-        {"kind": "text", "level": 5, "text": text("优化策略", "Optimisations"), "children": {"items": [
-            {"kind": "entry", "key": text("优化方案", "Technique"), "value": "flash attention 2"}]}},
-    ]},
-    {"kind": "performance", "columns": [
-        titled("config", CONFIG, numerals="words", chip="/", with_run=True), titled("fix_hp"), TOKENS,
-        titled("loss"), MEM, titled("accuracy", "acc(MMMU)", benchmark="MMMU"), MFU,
-    ], "rows": [
-        {"record": "pretrain", "cells": cells("/单机8卡（1x8）（pretrain）", "/", *[SLASH] * 5)},
-        {"record": "finetune", "cells": cells("/单机8卡（1x8）（finetune）", "/", *[SLASH] * 5)},
-    ]},
-]  # fmt: skip
-MLU_RECORDS = [
-    record(stage, topology="MLUx1x8", parallel="TP1PP1DP8", precision="bf16") for stage in ("pretrain", "finetune")
-]
-
 
 @pytest.mark.parametrize(
     ("sheet", "blocks", "records"),
     [
         ("A100_llama2_7b_finetune", A100_BLOCKS, A100_RECORDS),
         ("C500_llama2_70b", C500_BLOCKS, C500_RECORDS),
-        ("MLU_llava1.5_13b", MLU_BLOCKS, MLU_RECORDS),
     ],
-    ids=["A100", "C500", "MLU"],
+    ids=["A100", "C500"],
 )
 def test_the_quirks_re_render(sheet: str, blocks: Any, records: list[Record], elements: Elements) -> None:
     title = text("标题", "Title")

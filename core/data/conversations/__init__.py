@@ -1,0 +1,1 @@
+"""Format ``conversations``: dialogues about images, in the layout of LLaVA's own data."""
