@@ -29,8 +29,8 @@ class EventLog:
     def __init__(self, run_dir: Path, rank: int) -> None:
         path = event_file(run_dir, rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.listener: Callable[[ev.Event], None] | None = None
-        """Is told every event of this rank."""
+        self.listeners: list[Callable[[ev.Event], None]] = []
+        """Are told every event of this rank, in the thread that emits it."""
         self._rank = rank
         # The wall clock is read once: one that jumps later neither disorders events nor bends durations.
         self._started_unix_s, self._started = time.time(), time.monotonic()
@@ -44,8 +44,8 @@ class EventLog:
         with self._lock:
             self._file.write(event.model_dump_json() + "\n")
             self._file.flush()
-        if self.listener is not None:
-            self.listener(event)
+        for listener in self.listeners:
+            listener(event)
 
     def close(self) -> None:
         """Close the file."""

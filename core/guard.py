@@ -51,7 +51,7 @@ class Guard:
         self._over = threading.Event()
         self._signals = _terminations() if orderly else None
         if watch is not None:
-            log.listener = lambda event: watch.observe(event, time.monotonic())
+            log.listeners.append(lambda event: watch.observe(event, time.monotonic()))
         threading.Thread(target=self._work, name="accelmark-guard", daemon=True).start()
 
     def main_thread_ended(self, code: int) -> None:

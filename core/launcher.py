@@ -84,7 +84,7 @@ def launch_run(plan: Plan, run_dir: Path, command: str, console: Console, node: 
             start_new_session=True,
             preexec_fn=process.die_with_parent_in_child,  # noqa: PLW1509 - no thread is running yet
         )
-        view = open_view(plan, console)
+        view = open_view(plan, ranks, console, time.monotonic())
         try:
             hang = _watch(plan, ranks, agent, run_dir, view, interrupts)
         finally:
@@ -129,13 +129,16 @@ def _watch(  # noqa: PLR0913, PLR0917 - a run has that many parts
     watches = {rank: RankWatch(rank, plan.measure, now) for rank in ranks}
     while True:
         ended = agent.poll() is not None
+        now = time.monotonic()
         for event in tail.poll():
-            view.show(event)
+            view.show(event, now)
             if event.rank in watches:  # those of other nodes are gathered at the end
-                watches[event.rank].observe(event, time.monotonic())
+                watches[event.rank].observe(event, now)
+        view.tick(now)
+        if interrupts.count and not ended:
+            view.say(f"interrupted: the workers get {GRACE_S:.0f} s to end; once more, and they are killed")
         if ended or interrupts.count:
             return None
-        now = time.monotonic()
         overdue = {rank: why for rank, watch in watches.items() if (why := watch.overdue(now))}
         if overdue:
             return _describe_hang(run_dir, agent, watches, overdue)

@@ -19,6 +19,7 @@ from core.errors import UsageError
 from core.launch import pod_command, shell_line
 from core.launcher import launch_run
 from core.plan import Request
+from core.progress import complain
 from core.record import build_record, write_record
 from core.selection import Selection
 from core.worker import PLAN_FILE
@@ -144,14 +145,14 @@ def finish(run_dir: Path, console: Console, language: Language = "zh") -> Record
         write_run_report(run_dir, record, language)
     except OSError as error:
         record = build_record(run_dir)
-        console.print(
+        complain(
+            console,
             f"the record cannot be kept: {error.strerror}; make room and run python -m core report {run_dir}",
-            soft_wrap=True,
         )
     if record.status == "ok":
         console.print(f"ok: {record.id}", soft_wrap=True)
     else:
-        console.print(f"{record.status}: {record.reason} (logs: {run_dir}/logs)", soft_wrap=True)
+        complain(console, f"{record.status}: {record.reason} (logs: {run_dir}/logs)")
     return record
 
 

@@ -81,12 +81,12 @@ def _rates(plan: Plan, windows: Sequence[ev.WindowEvent]) -> tuple[float, float]
     return tokens_per_second_per_chip(plan, real, window_s), tokens_per_second_per_chip(plan, both, window_s)
 
 
-def tokens_per_second_per_chip(plan: Plan, tokens: Mapping[int, int], seconds: float) -> float:
+def tokens_per_second_per_chip(plan: Plan, tokens: Mapping[int, float], seconds: float) -> float:
     """The rate of all chips over their number, from what each rank (rank -> tokens) read in ``seconds``."""
     return _of_all_replicas(plan, tokens) / seconds / plan.topology.world_size
 
 
-def _of_all_replicas(plan: Plan, tokens: Mapping[int, int]) -> float:
+def _of_all_replicas(plan: Plan, tokens: Mapping[int, float]) -> float:
     """The tokens that all replicas read, from what each rank (rank -> tokens) read.
 
     Every rank of a replica that is split over ranks reads the replica's tokens: they count once. Replicas of which

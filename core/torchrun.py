@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from core import cluster, runner, stacks, worker
 from core.launcher import write_outcome
 from core.outcome import Outcome
+from core.progress.lines import Lines
+from core.relay import Relay
 from core.worker import Rank
+from schemas.plan import Plan
 from schemas.record import Record
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+PROGRESS_WITHIN_S = 5.0
 
 
 def is_worker() -> bool:
@@ -37,18 +47,29 @@ def run(options: runner.Options, console: Console) -> tuple[list[Record], int]:
         if rank.rank == 0:
             run_store.set("run", runner.prepare_run_dir(plan, options.out).name)
         run_dir = (options.out / run_store.get("run").decode()).absolute()
-        if rank.local_rank == 0:
-            runner.join_run_dir(plan, run_dir)
-        stacks.dump_on_request(run_dir, rank.rank)
-
-        def close(code: int, run_dir: Path = run_dir) -> None:
-            if rank.rank == 0:
-                records.append(_record(run_dir, code, console))
-
-        code = worker.work(plan, run_dir, rank, lambda run_store=run_store: run_store, close)  # type: ignore[misc]
+        code = _run_one(plan, run_dir, rank, run_store, records, console)
         if code != 0:
             return records, code
     return records, 0
+
+
+def _run_one(  # noqa: PLR0913, PLR0917 - what all runs share, and what this one has of its own
+    plan: Plan, run_dir: Path, rank: Rank, store: Store, records: list[Record], console: Console
+) -> int:
+    """This rank's part of one run; rank 0 shows its own progress and adds the record. The exit code."""
+    if rank.local_rank == 0:
+        runner.join_run_dir(plan, run_dir)
+    stacks.dump_on_request(run_dir, rank.rank)
+    if rank.rank != 0:
+        return worker.work(plan, run_dir, rank, lambda: store, lambda _code: None)
+    # Lines from a thread: a view that is redrawn would take processor time from the training in this process.
+    progress = Relay(lambda: Lines(plan, range(1), console, time.monotonic()))
+
+    def close(code: int) -> None:
+        progress.close(PROGRESS_WITHIN_S)
+        records.append(_record(run_dir, code, console))
+
+    return worker.work(plan, run_dir, rank, lambda: store, close, progress.put)
 
 
 def _world(rank: Rank) -> tuple[int, int]:

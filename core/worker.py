@@ -77,19 +77,23 @@ def meeting_store(rank: Rank) -> Store:
     return store
 
 
-def work(
+def work(  # noqa: PLR0913, PLR0917 - what a launcher of ours does by itself is handed in under another
     plan: Plan,
     run_dir: Path,
     rank: Rank,
     open_store: Callable[[], Store] | None = None,
     close: Close | None = None,
+    listener: Callable[[ev.Event], None] | None = None,
 ) -> int:
     """Do this rank's part and return the exit code.
 
     ``open_store`` gives where the ranks meet, and where their events are gathered at the end; None leaves both to
-    the launcher. ``close`` is called last, with the exit code, where no launcher of ours watches.
+    the launcher. ``close`` is called last, with the exit code, where no launcher of ours watches. ``listener`` is
+    told every event of this rank.
     """
     log = EventLog(run_dir, rank.rank)
+    if listener is not None:
+        log.listeners.append(listener)
     log.emit(ev.PhaseEvent, phase="start")
     worker = _Worker(plan, rank, log)
     watch = None if close is None else RankWatch(rank.rank, plan.measure, time.monotonic())

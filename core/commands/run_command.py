@@ -38,10 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the launch line, start nothing")
     parser.add_argument("--json", action="store_true", help="records (or plans) as a JSON array on stdout")
+    parser.add_argument("--quiet", action="store_true", help="print the result and errors only")
 
 
 def execute(arguments: argparse.Namespace, console: Console) -> int:
     """Run, or plan; the exit code is the worst of the runs'."""
+    console.quiet = arguments.quiet
     if arguments.resume is not None:
         options = _resumed(arguments)
     elif arguments.case is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from core.plan import OPTIONAL_SECTIONS
 from core.plan import SECTIONS as PLAN_SECTIONS
@@ -17,7 +17,8 @@ SECTIONS = (("", "hyper_parameters"), *((f"{name}.", name) for name in (*PLAN_SE
 
 def records_table(records: Sequence[Record]) -> Table:
     """One column a record: what was measured, or why it was not. Narrow terminals hold it, too."""
-    table = Table("", *(record.run for record in records), title=f"{records[0].case} {records[0].topology}")
+    columns = [Column(record.run, overflow="fold") for record in records]
+    table = Table("", *columns, title=f"{records[0].case} {records[0].topology}")
     rows: dict[str, Callable[[Record], str]] = {
         "status": lambda r: r.status if r.reason is None else f"{r.status}: {r.reason}",
         "token/p/s": lambda r: "/" if r.throughput is None else f"{r.throughput.tokens_per_second_per_chip:,.1f}",

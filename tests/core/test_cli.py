@@ -13,7 +13,7 @@ from textwrap import dedent
 
 import pytest
 
-from core import cli, launcher, plugins, runner
+from core import cli, launcher, plugins, runner, selection
 from core.cases import installed
 from core.commands import list_command
 from core.worker import PLAN_FILE
@@ -99,6 +99,19 @@ def test_what_needs_no_torch_does_not_import_it(blocked: bool) -> None:
     """
     done = python("-c", dedent(script))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("more", [(), ("--quiet",)])
+def test_quiet_leaves_the_result_and_errors(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(runner, "launch_run", lambda *_: None)  # leaves a folder without an event
+    monkeypatch.setattr(selection, "require_packages", lambda _: None)
+    code, out, err = call("run", "llama2_7b", "--config", "CPUx1x2", "--out", str(tmp_path), *more)
+    assert code == 1
+    assert "crashed: rank 0, 1 before any worker" in out
+    told = [line.partition(" ")[0] for line in err.splitlines()]
+    assert told == ["crashed:"] if more else ["run", "crashed:"]
 
 
 def test_without_torch_a_run_says_what_to_install() -> None:

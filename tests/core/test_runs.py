@@ -121,6 +121,7 @@ def test_under_torchrun_every_process_is_a_rank_and_rank_0_builds_the_record(tmp
     assert told["status"] == "ok"
     assert only_record(tmp_path).id == told["id"]
     assert len(list((only_run_dir(tmp_path) / "events").iterdir())) == 2
+    assert done.stderr.count("measure step 6/6") == 1  # rank 0 shows its progress, and nobody else
 
 
 FAULTS = {
