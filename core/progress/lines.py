@@ -42,7 +42,8 @@ class Lines:
         if now_s - self._told >= SIGN_OF_LIFE_S:
             state = self._state
             since = f"phase {state.stage} for {facts.clock(now_s - state.stage_since_s)}"
-            self._tell(since if len(state.ranks) == 1 else f"{since}, {facts.stages(state)}", now_s)
+            told = [since, facts.done(state), facts.stages(state) if len(state.ranks) > 1 else None]
+            self._tell(", ".join(text for text in told if text), now_s)
 
     def say(self, text: str) -> None:
         """Print one line."""

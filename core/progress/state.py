@@ -200,6 +200,6 @@ class RunState:
     def silent_s(self, now_s: float) -> float | None:
         """How long no rank has ended a step; None before the first, and while that is no reason to wonder."""
         silent_s = now_s - max(rank.heard_s for rank in self._running())
-        if self.step_time_s is None or self.stage == STAGES[-1]:
+        if self.step_time_s is None or self.stage not in ("warmup", "measure"):
             return None
         return silent_s if silent_s > max(SILENT_S, SILENT_STEPS * self.step_time_s) else None

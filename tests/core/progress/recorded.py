@@ -42,6 +42,10 @@ def sample(rank: int, **reading: Any) -> ev.TelemetryEvent:
     return ev.TelemetryEvent.model_validate(AT | {"rank": rank, "reading": reading})
 
 
+def progress(rank: int, done: int, total: int) -> ev.ProgressEvent:
+    return ev.ProgressEvent(**AT, rank=rank, done=done, total=total)
+
+
 def warning(message: str) -> ev.WarningEvent:
     return ev.WarningEvent(**AT, rank=0, message=message)
 

@@ -14,7 +14,16 @@ from core.progress.lines import Lines
 from core.progress.panel import Panel
 from schemas.plan import Plan
 from tests.core.progress import recorded
-from tests.core.progress.recorded import Terminal, in_a_log, last_frame, on_a_terminal, phase, step, warning
+from tests.core.progress.recorded import (
+    Terminal,
+    in_a_log,
+    last_frame,
+    on_a_terminal,
+    phase,
+    progress,
+    step,
+    warning,
+)
 
 PlanOf = Callable[[int], Plan]
 
@@ -46,6 +55,8 @@ def test_a_log_gets_a_sign_of_life_that_names_who_is_late(plan_of: PlanOf) -> No
         "phase data for 1:00, data: rank 1; setup: 1 rank, stalled: rank 1 at data for 1:00"
     )
     assert in_a_log(plan_of(1), [(1.0, phase("setup"))], until_s=121.0)[-1] == "phase setup for 2:00"
+    counted = [(1.0, phase("evaluate")), (2.0, progress(0, 20, 100))]
+    assert in_a_log(plan_of(1), counted, until_s=62.0)[-1] == "phase evaluate for 1:01, 20/100"
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])

@@ -59,7 +59,7 @@ def test_a_phase_without_steps_counts_what_it_does(plan_of: PlanOf) -> None:
     )
     assert facts.done(state) == "22/22"
     for rank, done in ((0, 30), (1, 20)):
-        state.observe(ev.ProgressEvent(**AT, rank=rank, done=done, total=100), 56.0)
+        state.observe(recorded.progress(rank, done, 100), 56.0)
     assert (state.stage, facts.done(state), state.left_s) == ("evaluate", "20/100", None)
     state.observe(phase("finish", 0), 57.0)
     state.observe(phase("finish", 1), 57.0)
