@@ -58,10 +58,11 @@ def rate(state: RunState) -> str | None:
 def mfu(state: RunState) -> str | None:
     """As the sheets' column has it, and by the PaLM paper."""
     shares = state.mfu
-    if shares is None or shares.palm is None:
+    if shares is None:
         return None
-    by_paper = f"PaLM {percent(shares.palm)}"
-    return by_paper if shares.flagperf is None else f"{percent(shares.flagperf)} ({by_paper})"
+    published = percent(shares.flagperf)
+    by_paper = None if shares.palm is None else f"PaLM {percent(shares.palm)}"
+    return f"{published} ({by_paper})" if published and by_paper else published or by_paper
 
 
 def memory(state: RunState) -> str | None:

@@ -28,6 +28,8 @@ class Window:
         self.steps = 0
         self.seconds = 0.0
         self.tokens = 0
+        self.padded = 0
+        """Tokens that count for nothing."""
         self.waited_s = 0.0
         """For data."""
 
@@ -37,6 +39,7 @@ class Window:
             self.steps += 1
             self.seconds += step.step_time_s
             self.tokens += step.real_tokens
+            self.padded += step.padded_tokens
             self.waited_s += step.data_wait_s or 0.0
 
 
@@ -169,12 +172,18 @@ class RunState:
 
     @property
     def mfu(self) -> Mfu | None:
-        """Of that rate, as the record has it."""
+        """Of that rate, as the record has it.
+
+        How long sequences with padding are, and how many images they hold, is only known when the window has ended:
+        without that there is no ``palm`` share.
+        """
         rate = self.tokens_per_second_per_chip
         if not rate or self._parameters is None:
             return None
         work, peak = metrics.Work.of(self.plan, self._parameters), self.plan.chip.peak(self.plan.compute_precision)
-        return metrics.mfu(rate, work, peak)
+        shares = metrics.mfu(rate, work, peak)
+        whole = self.plan.vision is None and not any(rank.window.padded for rank in self.ranks.values())
+        return shares if whole else shares.model_copy(update={"palm": None})
 
     @property
     def left_s(self) -> float | None:

@@ -35,6 +35,14 @@ def test_rate_and_mfu_are_the_records(plan_of: PlanOf) -> None:
     assert state.mfu == metrics.mfu(8192.0, work, plan.chip.peak("bf16"))
 
 
+def test_with_padding_the_lengths_that_palm_counts_are_not_known_yet(plan_of: PlanOf) -> None:
+    events = [(0.0, recorded.model()), (1.0, phase("measure")), (2.0, step(3, padded_tokens=5))]
+    assert facts.mfu(state_of(plan_of(1), events)) == "34.8%"
+    small = plan_of(1).model_copy(update={"scaled_down": True})
+    assert facts.mfu(state_of(small, recorded.run(1))) == "PaLM 34.8%"
+    assert facts.mfu(state_of(small, events)) is None
+
+
 def test_the_rate_is_a_mean_over_the_window_and_each_repeat_has_its_own(plan_of: PlanOf) -> None:
     events = [(0.0, phase("measure")), (1.0, step(3, step_time_s=1.0)), (4.0, step(4, step_time_s=3.0))]
     state = state_of(plan_of(1), events)
