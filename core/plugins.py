@@ -17,6 +17,7 @@ import pluggy
 from pydantic import TypeAdapter, ValidationError
 
 from core import HOOK_API_VERSION, HOOK_PROJECT, hookspecs
+from core.emulation import is_emulated
 from core.entry_points import distribution_of, entry_points
 from core.errors import AccelMarkError, DeviceError, UsageError
 from core.user_chips import overridden, user_chips
@@ -83,13 +84,13 @@ class Vendor:
         return self._ask("launch_env", dict[str, str], plan=plan) or {}
 
     def init_device(self, plan: Plan, local_rank: int) -> Device:
-        """Set up the device of this worker."""
+        """Set up the device of this worker; one whose torch module says ``__emulated__`` is marked as such."""
         device: Device | None = self._ask("init_device", Device, plan=plan, local_rank=local_rank)
         if device is None:
             raise DeviceError(
                 f"vendor {self.name!r} sets up no device", "implement the hook `init_device` in its plugin"
             )
-        return device
+        return device.model_copy(update={"emulated": device.emulated or is_emulated(device.type)})
 
     def prepare_engine(self, plan: Plan, device: Device) -> None:
         """Let the vendor prepare the engine's framework."""

@@ -87,6 +87,7 @@ def _build(
     window = last_of_kind(first_rank, ev.WindowEvent)
     parameters = None if model is None else summary.parameters(model)
     throughput = summary.throughput(plan, events)
+    emulated = plan.chip.emulated or (device is not None and device.device.emulated)
     unofficial = plan.unofficial_reason or _short_window(plan, window)
     told = of_kind(first_rank, ev.AccuracyEvent)
     said = dict.fromkeys(event.message for event in of_kind(events, ev.WarningEvent))  # ranks often say the same
@@ -98,7 +99,7 @@ def _build(
         official=unofficial is None,
         unofficial_reason=unofficial,
         scaled_down=plan.scaled_down,
-        emulated=plan.chip.emulated or (device is not None and device.device.emulated),
+        emulated=emulated,
         weights=_weights(plan),
         data=data.data if data else ("generated" if plan.data.path is None else plan.data.name),
         case=plan.case,
@@ -111,7 +112,7 @@ def _build(
         parallel=plan.parallel,
         fix_hp=plan.fix_hp,
         throughput=throughput,
-        mfu=_mfu(plan, parameters, throughput),
+        mfu=rec.Mfu(missing="an emulated device") if emulated else _mfu(plan, parameters, throughput),
         memory=summary.memory(events),
         loss=summary.loss(steps),
         accuracy={event.benchmark: event.accuracy for event in told},

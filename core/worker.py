@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from core import environment, notices, process, stacks
 from core.errors import AccelMarkError
 from core.events import EventLog
+from core.failure import Context, classify, told
 from core.gather import exchange
 from core.guard import Close, Guard
 from core.launch import RUN_DIR_VARIABLE
@@ -28,6 +29,7 @@ from schemas import event as ev
 from schemas.plan import Plan
 
 if TYPE_CHECKING:
+    import torch
     from torch._C._distributed_c10d import Store
 
     from core.data.source import DataSource
@@ -113,18 +115,22 @@ def work(  # noqa: PLR0913, PLR0917 - what a launcher of ours does by itself is 
         log.emit(ev.FinishEvent)
         code = 0
     except BaseException as error:  # whatever ends this rank, the record has to say so
-        code = _report(error, worker.step, log)
+        code = _report(error, worker, log)
     guard.main_thread_ended(code)
     return code
 
 
-def _report(error: BaseException, step: int | None, log: EventLog) -> int:
+def _report(error: BaseException, worker: _Worker, log: EventLog) -> int:
     """Say what ended this rank, and return its exit code."""
-    status, reason = classify(error)
+    status, reason = classify(error, worker.context)
     code = error.exit_code if isinstance(error, AccelMarkError) else 1
-    step = getattr(error, "step", step)  # a loss is read when later steps are queued already
+    step = getattr(error, "step", worker.step)  # a loss is read when later steps are queued already
     trace = traceback.format_exc()
     try:
+        memory = worker.context.memory() if status == "oom" else None
+        if memory is not None:
+            log.emit(ev.MemoryEvent, memory=memory)
+            reason = f"{reason} ({told(memory)})"
         log.emit(ev.ErrorEvent, status=status, step=step, reason=reason, traceback=trace, exit_code=code)
         traceback.print_exc()
     except OSError:
@@ -138,6 +144,8 @@ class _Worker:
     def __init__(self, plan: Plan, rank: Rank, log: EventLog) -> None:
         self._plan, self._rank, self._log = plan, rank, log
         self._loop: Loop | None = None
+        self.context = Context(plan.vendor)
+        """What is there by now, for the case that something fails."""
 
     @property
     def step(self) -> int | None:
@@ -151,6 +159,7 @@ class _Worker:
 
         vendor = load_alone(self._plan.vendor, self._plan.vendor_distribution, defaults)
         device = vendor.init_device(self._plan, self._rank.local_rank)
+        self.context.read_memory = partial(vendor.collect_memory, device)
         vendor.prepare_engine(self._plan, device)
         self._meet(device, store)
         described = environment.describe() | {"device": device.name} | vendor.describe_environment(device)
@@ -257,8 +266,14 @@ class _Worker:
         plan = self._plan
         engine = load_engine(plan.engine)(plan, device)
         case = cases.resolve(plan.case_location).case
+
+        def build_model(stage: int) -> torch.nn.Module:
+            model = vendor.build_model(case, plan, device, stage)
+            self.context.add(model)
+            return model
+
         facts = engine.setup(
-            lambda stage: vendor.build_model(case, plan, device, stage),
+            build_model,
             lambda optimizer, model: vendor.optimizer_wrap(optimizer, model, plan, device),
         )
         self._log.emit(
@@ -272,29 +287,6 @@ class _Worker:
             weights_sha256=weights_sha256(plan, engine.device),
         )
         return engine
-
-
-def classify(error: BaseException) -> tuple[ev.Status, str]:
-    """The status and the one-line reason that an error stands for."""
-    import torch
-
-    from core.loop import NonFiniteLossError
-
-    text = error.what if isinstance(error, AccelMarkError) else f"{type(error).__name__}: {error}"
-    reason = (text.splitlines() or [type(error).__name__])[0][:500]
-    if isinstance(error, NonFiniteLossError):
-        return "nan", reason
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", "interrupted (KeyboardInterrupt)"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _says_out_of_memory(error):
-        return "oom", reason
-    return "crashed", reason
-
-
-def _says_out_of_memory(error: BaseException) -> bool:
-    """Allocators outside of CUDA's, the CPU's among them, raise a plain RuntimeError."""
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 def _log_to_file(run_dir: Path, rank: Rank) -> None:

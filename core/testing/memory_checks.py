@@ -9,7 +9,7 @@ import torch
 from core import memory
 from core.testing.check import DeviceScene, FailedError, NotRunError
 from core.testing.precision_checks import FP32_ERROR, product_errors
-from core.worker import classify
+from core.failure import Context, classify
 from schemas.units import GIB
 
 BLOCK_GIB = 0.5
@@ -67,7 +67,7 @@ def survives_out_of_memory(scene: DeviceScene) -> str:
     try:
         torch.empty(TOO_MUCH_BYTES, dtype=torch.uint8, device=device)
     except Exception as error:
-        status, reason = classify(error)
+        status, reason = classify(error, Context(scene.vendor.name))
     else:
         raise FailedError(f"a tensor of {TOO_MUCH_BYTES >> 40} TiB was allocated")
     if status != "oom":

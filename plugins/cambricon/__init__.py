@@ -86,7 +86,6 @@ def init_device(plan: Plan, local_rank: int) -> Device:
         name=name,
         collective_backend="cncl",
         math_mode=_pin_math_mode(tf32=plan.hyper_parameters.precision == "tf32"),
-        emulated=bool(getattr(mlu, "__emulated__", False)),
     )
 
 

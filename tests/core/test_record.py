@@ -314,7 +314,9 @@ def test_an_emulated_chip_or_device_is_told(make_folder: MakeFolder) -> None:
     folder = make_folder("b", topology="X1x1x1")
     device = Device(torch_device="acme", index=0, name="n", collective_backend="gloo", math_mode={}, emulated=True)
     folder.emit(0, ev.DeviceEvent, device=device, environment={}, host="h", pid=1)
-    assert folder.record().emulated
+    record = folder.record()
+    assert (record.emulated, record.rankable) == (True, False)
+    assert (record.mfu.palm, record.mfu.missing) == (None, "an emulated device")
 
 
 def test_prepared_data_and_weights_are_named_before_they_are_read(make_folder: MakeFolder) -> None:

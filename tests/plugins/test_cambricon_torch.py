@@ -85,9 +85,9 @@ def test_a_rank_takes_its_own_device(vendor, make_plan, mlu):
     assert (device.name, device.collective_backend, device.emulated) == ("MLU590-M9", "cncl", False)
 
 
-def test_an_emulated_device_says_so(make_plan, mlu):
+def test_core_marks_an_emulated_device(vendor, make_plan, mlu):
     mlu.__emulated__ = True
-    assert init(make_plan).emulated
+    assert vendor.init_device(make_plan(chip="MLU590"), 0).emulated
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "amp", "fp16", "bf16"])

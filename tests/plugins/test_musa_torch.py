@@ -86,9 +86,9 @@ def test_a_rank_takes_its_own_card(vendor, make_plan, musa):
     assert (device.name, device.collective_backend, device.emulated) == ("MTT S4000", "mccl", False)
 
 
-def test_an_emulated_device_says_so(make_plan, musa):
+def test_core_marks_an_emulated_device(vendor, make_plan, musa):
     musa.__emulated__ = True
-    assert init(make_plan).emulated
+    assert vendor.init_device(make_plan(chip="S4000"), 0).emulated
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "amp", "fp16", "bf16"])
