@@ -1,0 +1,68 @@
+"""The C++ part, compiled when it is first needed and kept for the next process."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+NAME = "emulated_device"
+SOURCES = Path(__file__).parent / "csrc"
+FLAGS = ("-std=c++20", "-O0", "-fPIC", "-w", f"-DTORCH_EXTENSION_NAME={NAME}")
+
+
+def library() -> Path:
+    """The compiled library for this torch and this Python, in $ACCELMARK_CACHE (else ~/.cache/accelmark)."""
+    cache = Path(os.environ.get("ACCELMARK_CACHE") or "~/.cache/accelmark").expanduser()
+    folder = cache / "emulators" / _key()
+    built = folder / f"{NAME}.so"
+    if not built.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not built.exists():  # another rank may have been quicker
+                _build(folder, built)
+    return built
+
+
+def _key() -> str:
+    """Changes with whatever the library depends on."""
+    import torch
+
+    text = [torch.__version__, torch.__file__, sys.version, *FLAGS]
+    text += [file.read_text(encoding="utf-8") for file in sorted(SOURCES.iterdir())]
+    return hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]
+
+
+def _build(folder: Path, built: Path) -> None:
+    import torch
+
+    root = Path(torch.__file__).parent
+    includes = [root / "include", root / "include/torch/csrc/api/include", Path(sysconfig.get_path("include"))]
+    options = [*FLAGS, *(f"-I{path}" for path in includes)]
+    sources = sorted(SOURCES.glob("*.cpp"))
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    with ThreadPoolExecutor(2) as pool:
+        list(
+            pool.map(
+                lambda pair: _compiler(*options, "-c", pair[0], "-o", pair[1]), zip(sources, objects, strict=True)
+            )
+        )
+    libraries = [f"-l{name}" for name in ("torch", "torch_cpu", "torch_python", "c10")]
+    part = folder / f"{NAME}.part"
+    _compiler("-shared", *objects, f"-L{root / 'lib'}", *libraries, "-o", part)
+    part.rename(built)
+    for file in objects:
+        file.unlink()
+
+
+def _compiler(*arguments: str | Path) -> None:
+    command = [os.environ.get("CXX", "g++"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ImportError(f"the emulated device does not compile: {' '.join(command)}\n{done.stderr[-4000:]}")

@@ -1,0 +1,79 @@
+"""The plugin torch_musa on emulated S4000s: the cases' configs end to end, losses as on the CPU, and failures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.record import Record
+from tests.emulators.jobs import Job, run
+
+pytestmark = pytest.mark.usefixtures("musa")
+FP32 = {"precision": "fp32"}
+JOBS = {
+    "llama2_7b": Job("llama2_7b", "S4000x1x8"),  # DeepSpeed ZeRO-3, amp, SDPA, full checkpointing
+    "baichuan2_13b": Job("baichuan2_13b", "S4000x1x8", changes={"zero_stage": 1, **FP32}),
+    "llama2_70b": Job("llama2_70b", "CPUx1x4", ranks=4, changes={"model.num_layers": 4, "model.num_kv_heads": 2}),
+}
+TOLERANCES = {"llama2_7b": 1e-4, "baichuan2_13b": 1e-6, "llama2_70b": 1e-6}
+"""Relative, of losses; products of bf16 leave more between two devices than those of fp32."""
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_case_s_config_runs_end_to_end_and_learns_as_on_the_cpu(name: str, tmp_path: Path) -> None:
+    job = JOBS[name]
+    record = run(job, "torch_musa", "S4000", tmp_path)
+    assert record.status == "ok", record.reason
+    assert (record.vendor, record.chip, record.case) == ("torch_musa", "S4000", name)
+    assert (record.emulated, record.rankable, record.mfu.palm) == (True, False, None)
+    assert record.optimizer == "torch_musa.optim.FusedAdamW"
+    assert record.math_mode == {"mudnn_allow_tf32": "False", "float32_matmul_precision": "highest"}
+    assert record.environment["gpu"] == "MTT S4000"
+    assert_counted(record)
+    on_cpu = run(job, "cpu", "CPU", tmp_path)
+    assert on_cpu.status == "ok", on_cpu.reason
+    assert len(record.loss.curve) == 4
+    assert record.loss.curve == pytest.approx(on_cpu.loss.curve, rel=TOLERANCES[name])
+    assert record.loss.grad_norm_curve == pytest.approx(on_cpu.loss.grad_norm_curve, rel=100 * TOLERANCES[name])
+
+
+def assert_counted(record: Record) -> None:
+    """Peaks are the device's own."""
+    memory = record.memory
+    assert memory.capacity_gib == 48
+    assert memory.peak_allocated_gib is not None
+    assert memory.peak_reserved_gib is not None
+    assert 0 < memory.peak_allocated_gib <= memory.peak_reserved_gib < 48
+    assert memory.peak_device_gib == memory.peak_reserved_gib
+    assert memory.oom_count == 0
+
+
+ALONE = Job("llama2_7b", "S4000x1x8", ranks=1)
+
+
+def test_out_of_memory_is_told_with_the_device_s_numbers(tmp_path: Path) -> None:
+    record = run(ALONE, "torch_musa", "S4000", tmp_path, "--engine", "torch", EMULATED_HELD_GIB="47.998")
+    assert (record.status, record.emulated, record.rankable) == ("oom", True, False)
+    memory = record.memory
+    assert memory.capacity_gib == 48
+    assert memory.oom_count == 1
+    assert memory.peak_allocated_gib is not None
+    assert memory.peak_device_gib is not None
+    assert 0 < memory.peak_allocated_gib < 0.002
+    assert 47.998 < memory.peak_device_gib <= 48
+    assert record.reason is not None
+    assert "MUSA out of memory. Tried to allocate" in record.reason
+    assert "used by all 48.00, of 48.00)" in record.reason
+
+
+def test_a_missing_operator_is_told_with_vendor_and_module(tmp_path: Path) -> None:
+    record = run(
+        ALONE, "torch_musa", "S4000", tmp_path, "--engine", "torch", EMULATED_MISSING_OPERATORS="aten::silu"
+    )
+    assert record.status == "crashed"
+    assert record.reason is not None
+    assert record.reason.startswith(
+        "rank 0 in step 1: vendor torch_musa has no operator aten::silu.out, needed in module model.layers.0.mlp: "
+        "NotImplementedError: Could not run 'aten::silu.out' with arguments from the 'musa' backend"
+    )

@@ -1,0 +1,6 @@
+"""The collective library."""
+
+
+def version() -> tuple[int, int, int]:
+    """Of nothing."""
+    return (0, 0, 0)
