@@ -174,8 +174,8 @@ class RunState:
     def mfu(self) -> Mfu | None:
         """Of that rate, as the record has it.
 
-        How long sequences with padding are, and how many images they hold, is only known when the window has ended:
-        without that there is no ``palm`` share.
+        How long sequences with padding are, and how many images they hold, is only known when the window has
+        ended: without that there is no ``palm`` share.
         """
         rate = self.tokens_per_second_per_chip
         if not rate or self._parameters is None:

@@ -7,9 +7,9 @@ import gc
 import torch
 
 from core import memory
+from core.failure import Context, classify
 from core.testing.check import DeviceScene, FailedError, NotRunError
 from core.testing.precision_checks import FP32_ERROR, product_errors
-from core.failure import Context, classify
 from schemas.units import GIB
 
 BLOCK_GIB = 0.5

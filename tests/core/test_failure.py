@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from core import failure
-from core.failure import Context
 from core.errors import UsageError
+from core.failure import Context
 from core.loop import NonFiniteLossError
 from schemas.chip import MemoryReading
 
