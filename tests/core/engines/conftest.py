@@ -36,9 +36,14 @@ def train(
     wrap: bool = False,
 ) -> dict[str, Any]:
     """One job, whose ranks meet in ``folder``: what rank 0 prints. ``wrap`` swaps in a vendor's optimizer."""
-    store = folder / f"store-{engine}-{world}-{len(list(folder.iterdir()))}"
     job = {"engine": engine, "sets": sets or {}, "case": case, "steps": steps, "fault": fault, "wrap": wrap}
-    command = [sys.executable, str(Path(__file__).with_name("job.py")), json.dumps(job | {"store": str(store)})]
+    return launch(folder, "job.py", world, job)
+
+
+def launch(folder: Path, script: str, world: int, job: dict[str, Any]) -> dict[str, Any]:
+    """Runs ``script`` of this folder on ``world`` ranks: what rank 0 prints last."""
+    store = folder / f"store-{world}-{len(list(folder.iterdir()))}"
+    command = [sys.executable, str(Path(__file__).with_name(script)), json.dumps(job | {"store": str(store)})]
     base = os.environ | {"PYTHONPATH": python_path(), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
     base["ACCELMARK_CACHE"] = str(folder)
     ranks = [
