@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from core.errors import AccelMarkError
@@ -28,6 +29,8 @@ VERBS = {
     "report": "render a case's README, or rebuild a run's record and report",
     "align": "hold a run's curves against a reference curve, or keep them as one",
     "conform": "hold a vendor's plugin to what its hooks promise",
+    "new-vendor": "make a vendor's plugin, to be filled in",
+    "new-case": "make a case in a distribution of its own, to be filled in",
     "doctor": "look for what would keep a run from working here",
 }
 
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in words if word in VERBS), None)
     arguments = _parser(verb).parse_args(words)
     try:
-        module = importlib.import_module(f"core.commands.{arguments.verb}_command")
+        module = _command(arguments.verb)
         code = int(module.execute(arguments, new_console(stderr=True)))
         sys.stdout.flush()
         return code
@@ -65,8 +68,12 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name == verb:
-            importlib.import_module(f"core.commands.{name}_command").add_arguments(sub)
+            _command(name).add_arguments(sub)
     return parser
+
+
+def _command(verb: str) -> ModuleType:
+    return importlib.import_module(f"core.commands.{verb.replace('-', '_')}_command")
 
 
 def new_console(*, stderr: bool = False) -> Console:

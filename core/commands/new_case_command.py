@@ -1,0 +1,24 @@
+"""``new-case``: makes a case in a distribution of its own, to be filled in. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from core.scaffold import create
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``new-case``."""
+    parser.add_argument("name", metavar="NAME", help="the case's name, as `run` will take it")
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where its folder goes")
+
+
+def execute(arguments: argparse.Namespace, console: Console) -> int:
+    """Print the new folder, and what to do next."""
+    folder = create("case", arguments.name, arguments.out)
+    print(folder)
+    console.print(f"next: pip install -e '{folder}[test]' && accelmark validate {arguments.name}", soft_wrap=True)
+    return 0
