@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
 from schemas.base import Name, Schema, Text
 from schemas.evaluation import EvaluationSpec
-from schemas.hyperparameters import HyperParameters, LoraSpec, Measure, Overrides, Stage
-from schemas.lengths import LengthHistogram
+from schemas.hyperparameters import HyperParameters, LoraSpec, Measure, Overrides
 from schemas.model import DecoderSpec, VisionSpec
 from schemas.units import Topology
 
@@ -47,8 +46,9 @@ class DataSpec(Schema):
     """A folder in the format (for ``tokens``, written by ``prepare``); None trains on generated data."""
     generated_sequences: PositiveInt = 512
     """Length of the generated data, in sequences of the run."""
-    generated_lengths: dict[Stage, LengthHistogram] = {}
-    """How long generated ``conversations`` are, by the stage that trains on them."""
+    generated_lengths: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    """``module:name`` of how long generated ``conversations`` are: stage -> ``core.data.lengths.LengthHistogram``;
+    None for other data."""
 
 
 class Case(Schema):

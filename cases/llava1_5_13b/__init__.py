@@ -1,16 +1,10 @@
 """LLaVA-1.5-13B: a CLIP tower, a projector and Vicuna-13B, aligned on captions, then tuned on instructions."""
 
-import json
-from pathlib import Path
-
 from schemas.base import Text
 from schemas.case import Case, DataSpec, TokenizerSpec
 from schemas.evaluation import EvaluationSpec
 from schemas.hyperparameters import HyperParameters
-from schemas.lengths import LengthHistogram
 from schemas.model import DecoderSpec, VisionSpec
-
-_LENGTHS = json.loads((Path(__file__).parent / "lengths.json").read_text(encoding="utf-8"))
 
 CASE = Case(
     name="llava1.5_13b",
@@ -52,7 +46,7 @@ CASE = Case(
         ),
         source="liuhaotian/LLaVA-Pretrain (blip_laion_cc_sbu_558k.json), liuhaotian/LLaVA-Instruct-150K "
         "(llava_v1_5_mix665k.json), and the images that they name",
-        generated_lengths={stage: LengthHistogram.model_validate(one) for stage, one in _LENGTHS.items()},
+        generated_lengths="cases.llava1_5_13b.lengths:LENGTHS",
     ),
     hyper_parameters=HyperParameters(
         stage="finetune",

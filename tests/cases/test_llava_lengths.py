@@ -8,7 +8,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-from schemas.lengths import LengthHistogram
+from core.data.lengths import LengthHistogram
 
 CASE = Path(__file__).parents[2] / "cases" / "llava1_5_13b"
 LONGEST = {"yes": 2048 - 576, "no": 2048}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from core.data.conversations.generate import CONVERSATIONS_FILE, GENERATOR_VERSION, Wanted, generate
 from core.data.conversations.prompts import Template
 from core.data.conversations.reader import ConversationReader, Layout
 from core.data.conversations.samples import conversation_file
 from core.data.embedded import GENERATED, cache_dir, make_folder, tokenizer_file
+from core.data.lengths import LengthHistogram
 from core.data.tokenizer import load
 from core.errors import UsageError
 from schemas.hyperparameters import Stage
@@ -64,7 +68,7 @@ def _generated(plan: Plan) -> Path:
         samples=plan.data.generated_sequences,
         template=_TEMPLATES[stage],
         image_size=vision.image_size,
-        lengths=plan.data.generated_lengths[stage],
+        lengths=_lengths(plan)[stage],
         scale=(plan.hyper_parameters.sequence_length - vision.image_tokens) / (longest - image_tokens),
     )
     tokenizer = load(tokenizer_file(plan))
@@ -73,6 +77,16 @@ def _generated(plan: Plan) -> Path:
     if not (folder / CONVERSATIONS_FILE).is_file():
         make_folder(folder, CONVERSATIONS_FILE, lambda scratch: generate(scratch, wanted, tokenizer))
     return folder / CONVERSATIONS_FILE
+
+
+def _lengths(plan: Plan) -> Mapping[Stage, LengthHistogram]:
+    if plan.data.generated_lengths is None:
+        raise UsageError(
+            f"case {plan.case!r} does not say how long generated dialogues are",
+            "set data.path to dialogues of your own, or give the case's data generated_lengths",
+        )
+    module, _, name = plan.data.generated_lengths.partition(":")
+    return cast(Mapping[Stage, LengthHistogram], getattr(importlib.import_module(module), name))
 
 
 def _stage(plan: Plan) -> Stage:

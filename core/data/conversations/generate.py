@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw
 from core.data.conversations.prompts import SYSTEM, Template
 from core.data.conversations.samples import IMAGE
 from core.data.corpus import documents
+from core.data.lengths import LengthHistogram
 from core.data.tokenizer import Tokenizer
-from schemas.lengths import LengthHistogram
 
 GENERATOR_VERSION = 1
 """Raised whenever the same seed gives other samples."""
