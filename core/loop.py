@@ -11,7 +11,6 @@ import math
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from core import memory
 from core.clock import DeviceClock
 from core.data.loader import DeviceLoader, StepBatch
 from core.engines.base import Engine
-from core.errors import AccelMarkError
+from core.errors import AccelMarkError, UsageError
 from core.events import EventLog
 from core.schedule import learning_rate
 from core.speed import product_time_s
@@ -68,6 +67,7 @@ class Loop:
         self._plan, self._engine, self._log = plan, engine, log
         self._clock = DeviceClock(engine.device)
         self._ahead = IN_FLIGHT if self._clock.asynchronous else 0
+        self._loader = loader
         self._batches = iter(loader)
         self._pending: deque[_Pending] = deque()
         self._step = 0
@@ -79,8 +79,8 @@ class Loop:
         """Steps begun so far."""
         return self._step
 
-    def run(self, epochs_at: Callable[[int], int]) -> None:
-        """Warm up, then measure; raises ``NonFiniteLossError``. ``epochs_at`` tells the epochs after a step."""
+    def run(self) -> None:
+        """Warm up, then measure; ``NonFiniteLossError``, or ``UsageError`` for epochs that are too short."""
         self._log.emit(ev.PhaseEvent, phase="warmup")
         for _ in range(self._plan.measure.warmup_steps):
             self._enqueue("warmup")
@@ -90,9 +90,9 @@ class Loop:
         self._log.emit(ev.SpeedEvent, product_s=product_time_s(self._engine.device, self._clock))
         memory.reset_peaks(self._engine.device)
         for _ in range(self._plan.measure.repeat):
-            self._measure(steps, epochs_at)
+            self._measure(steps)
 
-    def _measure(self, steps: int, epochs_at: Callable[[int], int]) -> None:
+    def _measure(self, steps: int) -> None:
         """One measured window."""
         self._synchronize()
         self._log.emit(ev.PhaseEvent, phase="measure")
@@ -107,13 +107,15 @@ class Loop:
             ev.WindowEvent,
             window_s=window_s,
             steps=steps,
-            epochs=epochs_at(self._step),
+            epochs=self._loader.epochs_at(self._step),
             **totals,
         )
 
     def _measured_steps(self) -> int:
         """Enough steps for the shortest window, the same on every rank: the slowest rank's estimate."""
         measure = self._plan.measure
+        if measure.epochs is not None:
+            return self._rest_of(measure.epochs)
         if self._plan.chip.reference:
             return measure.steps
         step_s = statistics.median(self._step_times_s[-3:])
@@ -122,6 +124,16 @@ class Loop:
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
         return int(agreed.item())
 
+    def _rest_of(self, epochs: int) -> int:
+        """Steps until so many epochs have ended."""
+        total = epochs * self._loader.steps_per_epoch
+        if total <= self._step:
+            raise UsageError(
+                f"{epochs} epochs are {total} steps, which the warm-up of {self._step} leaves nothing of",
+                "raise measure.epochs, lower measure.warmup_steps, or use more data (data.generated_sequences)",
+            )
+        return total - self._step
+
     def _synchronize(self) -> None:
         """All ranks at the same point, with nothing queued on any device."""
         self._clock.synchronize()
@@ -129,7 +141,7 @@ class Loop:
 
     def _enqueue(self, phase: Literal["warmup", "measure"]) -> StepBatch:
         self._step += 1
-        rate = learning_rate(self._plan.hyper_parameters, self._step)
+        rate = learning_rate(self._plan.hyper_parameters, self._step, self._loader.epochs_at(self._step - 1))
         start = self._clock.mark()
         asked = time.perf_counter()
         batch = next(self._batches)

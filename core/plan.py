@@ -168,7 +168,9 @@ def build(request: Request) -> Plan:
     engine, layers.origins["engine"] = _engine(request)
     _require_ability(engine_spec(engine), vision, lora, evaluation)
     sequences = None if data.path is not None else data.generated_sequences
-    proposal = Proposal(engine_spec(engine).name, chip, topology, hp, model, sequences)
+    proposal = Proposal(
+        engine_spec(engine).name, chip, topology, hp, model, sequences, data.format, lora is not None
+    )
     _refuse(proposal)
     parallel = Parallel(tp=hp.tensor_parallel, pp=hp.pipeline_parallel, dp=proposal.data_parallel)
     unofficial = _unofficial_reason(request, layers.origins["engine"], measure, chip)

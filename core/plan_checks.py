@@ -80,6 +80,24 @@ def _optimizer_state(p: Proposal) -> Refusal | None:
     return None
 
 
+def _adapters(p: Proposal) -> Refusal | None:
+    if not p.adapters or p.hp.optimizer_state == "fp32":
+        return None
+    return Refusal(
+        f"adapters are few and keep an fp32 optimizer state, not {p.hp.optimizer_state}",
+        {"optimizer_state": "fp32"},
+    )
+
+
+def _packing(p: Proposal) -> Refusal | None:
+    if p.hp.packing == "concat" or (p.data_format == "dialogues" and p.spec.document_masks):
+        return None
+    where = f"engine {p.engine}" if p.data_format == "dialogues" else f"data of format {p.data_format}"
+    return Refusal(
+        f"{where} keeps documents of one sequence not apart (packing {p.hp.packing})", {"packing": "concat"}
+    )
+
+
 def _main_weights_at_stage_0(p: Proposal) -> Refusal | None:
     if not (p.engine == "deepspeed" and p.hp.precision == "bf16" and p.hp.zero_stage == 0):
         return None
@@ -133,7 +151,7 @@ def _z_loss(p: Proposal) -> Refusal | None:
 
 def _schedule(p: Proposal) -> Refusal | None:
     hp = p.hp
-    if hp.schedule != "constant" and hp.schedule_steps is None:
+    if hp.schedule in ("linear", "cosine") and hp.schedule_steps is None:
         return Refusal(f"schedule {hp.schedule} does not say how many steps it takes", {"schedule_steps": 1000})
     if hp.schedule_steps is not None and hp.lr_warmup_steps >= hp.schedule_steps:
         return Refusal(
@@ -147,7 +165,7 @@ def _enough_data(p: Proposal) -> Refusal | None:
     if p.generated_sequences is None or p.generated_sequences >= p.global_batch_size:
         return None
     return Refusal(
-        f"one step takes GBS = {p.global_batch_size} sequences, the generated corpus has {p.generated_sequences}",
+        f"one step takes GBS = {p.global_batch_size} sequences, the generated data has {p.generated_sequences}",
         {"data.generated_sequences": p.global_batch_size},
     )
 
@@ -158,6 +176,8 @@ CHECKS: Sequence[Check] = (
     _autocast_dtype,
     _zero_stage,
     _optimizer_state,
+    _adapters,
+    _packing,
     _main_weights_at_stage_0,
     _offload,
     _sequence_length,

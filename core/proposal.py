@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.engines.catalog import EngineSpec, engine_spec
+from schemas.case import DataFormat
 from schemas.chip import ChipSpec
 from schemas.hyperparameters import HyperParameters, OverrideValue
 from schemas.model import DecoderSpec
@@ -22,7 +23,10 @@ class Proposal:
     hp: HyperParameters
     model: DecoderSpec
     generated_sequences: int | None
-    """Length of the generated corpus; None when prepared data is read."""
+    """Length of the generated data; None when the user's own is read."""
+    data_format: DataFormat = "tokens"
+    adapters: bool = False
+    """Whether LoRA adapters are trained, and nothing else."""
 
     @property
     def spec(self) -> EngineSpec:

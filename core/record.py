@@ -140,7 +140,9 @@ def _weights(plan: Plan) -> Literal["random", "pretrained"]:
 
 
 def _short_window(plan: Plan, window: ev.WindowEvent | None) -> str | None:
-    """The step count is planned from warm-up steps, so the window's length is only known afterwards."""
+    """What the plan cannot know: steps are planned from warm-up ones, or are what is left of the epochs."""
+    if window is not None and plan.measure.epochs is not None and window.steps < plan.measure.steps:
+        return f"{plan.measure.epochs} epochs left {window.steps} measured steps, fewer than {plan.measure.steps}"
     if window is None or plan.chip.reference or window.window_s >= plan.measure.min_window_s:
         return None
     return f"the window took {window.window_s:.1f} s, less than {plan.measure.min_window_s} s"

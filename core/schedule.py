@@ -7,13 +7,16 @@ import math
 from schemas.hyperparameters import HyperParameters
 
 
-def learning_rate(hp: HyperParameters, step: int) -> float:
-    """Rate of step ``step`` (from 1): linear warm-up, then constant, or linear or cosine decay.
+def learning_rate(hp: HyperParameters, step: int, epoch: int = 0) -> float:
+    """Rate of step ``step`` (from 1) in ``epoch`` (from 0): linear warm-up, then constant or a decay.
 
-    Decay ends at ``min_learning_rate`` in step ``schedule_steps`` and stays there.
+    Schedule ``epoch`` multiplies by ``epoch_factor`` after every epoch; linear and cosine decay ends at
+    ``min_learning_rate`` in step ``schedule_steps`` and stays there.
     """
     if step <= hp.lr_warmup_steps:
         return hp.learning_rate * step / hp.lr_warmup_steps
+    if hp.schedule == "epoch":
+        return max(hp.learning_rate * hp.epoch_factor**epoch, hp.min_learning_rate)
     if hp.schedule == "constant" or hp.schedule_steps is None:
         return hp.learning_rate
     done = (step - hp.lr_warmup_steps) / (hp.schedule_steps - hp.lr_warmup_steps)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from schemas.evaluation import EvaluationSpec
 
 PLAN_FILE = "plan.json"
+ADAPTER_FOLDER = "adapter"
+"""In the run's folder: what LoRA trained, as peft reads it."""
 EXIT_UNWRITABLE = 74
 """Of a worker that cannot write its events; EX_IOERR of sysexits.h."""
 _UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO}
@@ -97,7 +99,7 @@ def work(  # noqa: PLR0913, PLR0917 - what a launcher of ours does by itself is 
     if listener is not None:
         log.listeners.append(listener)
     log.emit(ev.PhaseEvent, phase="start")
-    worker = _Worker(plan, rank, log)
+    worker = _Worker(plan, rank, log, run_dir)
     watch = None if close is None else RankWatch(rank.rank, plan.measure, time.monotonic())
     store: Store | None = None
 
@@ -141,8 +143,8 @@ def _report(error: BaseException, worker: _Worker, log: EventLog) -> int:
 class _Worker:
     """The path of a run on one rank, in order."""
 
-    def __init__(self, plan: Plan, rank: Rank, log: EventLog) -> None:
-        self._plan, self._rank, self._log = plan, rank, log
+    def __init__(self, plan: Plan, rank: Rank, log: EventLog, run_dir: Path) -> None:
+        self._plan, self._rank, self._log, self._run_dir = plan, rank, log, run_dir
         self._loop: Loop | None = None
         self.context = Context(plan.vendor)
         """What is there by now, for the case that something fails."""
@@ -200,7 +202,7 @@ class _Worker:
         sampler = TelemetrySampler(partial(vendor.collect_telemetry, device), self._log)
         try:
             self._loop = Loop(self._plan, engine, loader, self._log)
-            self._loop.run(lambda step: source.epochs_at(step, gas))
+            self._loop.run()
             self._log.emit(ev.MemoryEvent, memory=vendor.collect_memory(device))
         finally:
             sampler.stop()
@@ -208,7 +210,18 @@ class _Worker:
         if self._plan.evaluation is not None:
             self._evaluate(self._plan.evaluation, engine)
         self._log.emit(ev.PhaseEvent, phase="finish")
+        self._keep_adapters(engine)
         engine.close()
+
+    def _keep_adapters(self, engine: Engine) -> None:
+        """Save what was trained, if that is small: the adapters, by rank 0."""
+        if self._plan.lora is None:
+            return
+        from core.models.adapters import save_adapters
+
+        tensors = engine.adapters()  # all ranks gather what is sharded
+        if self._rank.rank == 0:
+            save_adapters(tensors, self._plan.lora, self._plan.weights, self._run_dir / ADAPTER_FOLDER)
 
     def _open_data(self) -> DataSource:
         """This rank's data; one process a node makes what is generated and verifies what is not."""
@@ -259,6 +272,8 @@ class _Worker:
         self._log.emit(ev.AccuracyEvent, benchmark=spec.benchmark, accuracy=accuracy)
 
     def _set_up_engine(self, vendor: Vendor, device: Device) -> Engine:
+        import torch
+
         from core import cases
         from core.engines.base import load_engine
         from core.models.fingerprint import weights_sha256
@@ -266,6 +281,8 @@ class _Worker:
         plan = self._plan
         engine = load_engine(plan.engine)(plan, device)
         case = cases.resolve(plan.case_location).case
+        if plan.lora is not None:
+            torch.manual_seed(plan.hyper_parameters.seed + self._rank.rank)  # dropout differs between replicas
 
         def build_model(stage: int) -> torch.nn.Module:
             model = vendor.build_model(case, plan, device, stage)

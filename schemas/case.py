@@ -29,9 +29,10 @@ class TokenizerSpec(Schema):
     one in the folder of the weights, or the embedded one."""
 
 
-DataFormat = Literal["tokens", "conversations"]
-"""``tokens``: text in a file of token ids, packed without gaps. ``conversations``: dialogues and the files of
-their images, in LLaVA's layout."""
+DataFormat = Literal["tokens", "dialogues", "conversations"]
+"""``tokens``: text in a file of token ids, packed without gaps.
+``dialogues``: files of dialogues with a summary each, made into prompts and packed.
+``conversations``: dialogues and the files of their images, in LLaVA's layout."""
 
 
 class DataSpec(Schema):

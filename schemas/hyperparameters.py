@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from typing_extensions import Self
 
 from schemas.base import Schema
 from schemas.units import ModuleNames, PipelineLayers
@@ -14,6 +15,7 @@ Attention = Literal["eager", "sdpa", "flex"]
 Checkpointing = Literal["none", "selective", "full"]
 Stage = Literal["pretrain", "finetune"]
 OptimizerState = Literal["fp32", "bf16_stochastic", "8bit"]
+Packing = Literal["concat", "document_mask"]
 
 
 class HyperParameters(Schema):
@@ -32,6 +34,8 @@ class HyperParameters(Schema):
     """LBS, sequences per rank and micro-batch."""
     sequence_length: PositiveInt
     """MPE, tokens per sequence."""
+    packing: Packing = "concat"
+    """Whether documents that share a sequence see each other: ``document_mask`` keeps them apart."""
     gradient_accumulation_steps: PositiveInt = 1
     """GAS, micro-batches per optimizer step."""
 
@@ -51,9 +55,11 @@ class HyperParameters(Schema):
     optimizer: Literal["adamw"] = "adamw"
     learning_rate: PositiveFloat
     min_learning_rate: NonNegativeFloat = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "epoch"] = "constant"
     schedule_steps: PositiveInt | None = None
     """Optimizer steps until ``min_learning_rate`` is reached; needed by linear and cosine."""
+    epoch_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the rate after every epoch, of schedule ``epoch``."""
     lr_warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -93,6 +99,9 @@ class Measure(Schema):
     steps: PositiveInt = 20
     min_window_s: NonNegativeFloat = 30.0
     """Applies on an accelerator; the reference chip stops after ``steps``."""
+    epochs: PositiveInt | None = None
+    """Passes over the data after which the run ends: the window then holds all steps that follow the warm-up, and
+    an official record has at least ``steps`` and ``min_window_s`` of them."""
     repeat: PositiveInt = 1
     """Windows measured one after the other; the record carries each, their mean and their spread."""
     max_spread: NonNegativeFloat = 0.03
@@ -103,6 +112,12 @@ class Measure(Schema):
     """How long data, model, compilation and the first step may each take."""
     timeout_s: PositiveFloat = 1800.0
     """How long each later step, and the end, may take."""
+
+    @model_validator(mode="after")
+    def _epochs_are_not_repeated(self) -> Self:
+        if self.epochs is not None and self.repeat > 1:
+            raise ValueError(f"a run of {self.epochs} epochs is one window; repeat {self.repeat} cannot be")
+        return self
 
 
 OverrideValue = bool | int | float | str | None

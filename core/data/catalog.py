@@ -27,6 +27,7 @@ class Format(Protocol):
 FORMATS: Final[Mapping[DataFormat, str]] = {
     "tokens": "core.data.dataset",
     "conversations": "core.data.conversations.dataset",
+    "dialogues": "core.data.dialogues",
 }
 """Format -> module with the functions of ``Format``."""
 

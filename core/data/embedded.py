@@ -27,7 +27,7 @@ CORPUS_FILE = "corpus.jsonl"
 _MAX_VOCAB_SIZE = 512
 _MIN_VOCAB_SIZE = 320
 """256 bytes, 3 control pieces, the letters of the corpus, and room for some pairs."""
-_BYTES_PER_TOKEN = 3.6
+BYTES_PER_TOKEN = 3.6
 """Measured, markup included: 3.48 with 512 pieces, less with fewer; the rest is margin."""
 _MIN_CORPUS_BYTES = 1 << 18
 
@@ -51,8 +51,8 @@ def embedded_data(cache: Path, *, seed: int, sequences: int, sequence_length: in
     small.
     """
     vocab_size = _vocab_size(model_vocab_size)
-    size_bytes = max(_MIN_CORPUS_BYTES, int(_BYTES_PER_TOKEN * (sequences * sequence_length + 1)))
-    folder = cache / f"{GENERATED}-{_key(seed, size_bytes, vocab_size)}"
+    size_bytes = max(_MIN_CORPUS_BYTES, int(BYTES_PER_TOKEN * (sequences * sequence_length + 1)))
+    folder = cache / f"{GENERATED}-{folder_key(seed, size_bytes, vocab_size)}"
     if (folder / MANIFEST_FILE).is_file():
         return folder
     make_folder(folder, MANIFEST_FILE, lambda scratch: _build(scratch, seed, size_bytes, vocab_size))
@@ -65,7 +65,7 @@ def embedded_tokenizer(cache: Path, model_vocab_size: int) -> Path:
     Raises as ``embedded_data`` does.
     """
     vocab_size = _vocab_size(model_vocab_size)
-    folder = cache / f"tokenizer-{_key(TOKENIZER_SEED, vocab_size)}"
+    folder = cache / f"tokenizer-{folder_key(TOKENIZER_SEED, vocab_size)}"
     if not (folder / TOKENIZER_FILE).is_file():
         make_folder(
             folder, TOKENIZER_FILE, lambda scratch: _train(scratch, TOKENIZER_SEED, _MIN_CORPUS_BYTES, vocab_size)
@@ -133,11 +133,12 @@ def _publish(scratch: Path, folder: Path, written_last: str) -> None:
         scratch.rename(folder)
     except OSError:
         # Another process was faster; its folder holds the same bytes.
-        if not (folder / written_last).is_file():
+        if not (folder / written_last).exists():
             raise
 
 
-def _key(*parameters: int) -> str:
+def folder_key(*parameters: int) -> str:
+    """What tells folders apart whose contents differ."""
     # Another release of the trainer may cut the corpus into other pieces.
     text = json.dumps([CORPUS_VERSION, trainer_version(), *parameters])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -52,7 +52,8 @@ class DeviceLoader:
         depth: int = 2,
     ) -> None:
         """Start reading; ``UsageError`` when the data set does not fill one global batch."""
-        source.steps_per_epoch(gradient_accumulation_steps)
+        self.steps_per_epoch = source.steps_per_epoch(gradient_accumulation_steps)
+        """Optimizer steps in a pass over the data."""
         self._source, self._gas, self._start_step = source, gradient_accumulation_steps, start_step
         self._copier = _Copier(device)
         self._ready: queue.Queue[tuple[StepBatch, Any] | BaseException] = queue.Queue(depth)
@@ -73,6 +74,10 @@ class DeviceLoader:
         batch, copied = item
         self._copier.receive(batch, copied)
         return batch
+
+    def epochs_at(self, step: int) -> int:
+        """Whole passes over the data before ``step`` (from 0)."""
+        return self._source.epochs_at(step, self._gas)
 
     def close(self) -> None:
         """Stop the thread; the iteration ends. May be called twice."""

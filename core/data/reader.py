@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.data.manifest import Manifest
+from core.data.order import permutation
 from core.data.source import DataFacts, MicroBatch
 from core.errors import UsageError
 
@@ -100,7 +101,5 @@ class TokenReader:
 
     def _permutation(self, epoch: int) -> Tokens:
         if self._order is None or self._order[0] != epoch:
-            # numpy keeps a bit generator's raw stream for good, but not what Generator.permutation makes of it.
-            keys = np.random.PCG64([self._seed, epoch]).random_raw(self.sequences)
-            self._order = epoch, np.argsort(keys, kind="stable")
+            self._order = epoch, permutation(self.sequences, self._seed, epoch)
         return self._order[1]

@@ -13,10 +13,12 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from core.data.loader import StepBatch
 from core.engines.catalog import engine_spec
 from core.errors import DeviceError
+from core.models.adapters import initialise_adapters, is_adapter, released_name
 from core.models.decoder import Decoder
 from core.models.initialise import ParameterCount, Place, T, initialise_random, load_safetensors
 from core.models.naming import PLAIN, Naming
@@ -88,6 +90,15 @@ class Engine(ABC):
             yield model
         model.train()
 
+    def adapters(self) -> dict[str, Tensor]:
+        """Every adapter parameter by its name in the model, whole; a collective where they are sharded."""
+        own = [pair for pair in self.trained_model().named_parameters() if is_adapter(pair[0])]
+        return {name: self.whole(parameter) for name, parameter in own}
+
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        """The full value of a parameter, of which this rank may hold a part only."""
+        return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+
     def facts(self, counted: ParameterCount, optimizer: torch.optim.Optimizer) -> ModelFacts:
         """What ``setup`` returns; ``counted`` was taken before sharding hid the full shapes."""
         weights: Literal["random", "pretrained"] = "random" if self.plan.weights is None else "pretrained"
@@ -112,8 +123,13 @@ class Engine(ABC):
     ) -> None:
         """Fill what ``targets`` name, one tensor at a time, from the plan's weights or at random.
 
-        ``elsewhere``: names of the model's tensors that other ranks fill. ``naming``: what checkpoints call them.
+        Adapters are always new. ``elsewhere``: names of the model's tensors that other ranks fill.
+        ``naming``: what checkpoints call them.
         """
+        given = list(targets)
+        if self.plan.lora is not None:
+            initialise_adapters([pair for pair in given if is_adapter(pair[0])], self.hp.seed, place)
+        targets = [(released_name(name), target) for name, target in given if not is_adapter(name)]
         if self.plan.weights is not None:
             load_safetensors(targets, Path(self.plan.weights), place, elsewhere=elsewhere, naming=naming)
         else:

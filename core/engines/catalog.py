@@ -31,6 +31,8 @@ class EngineSpec:
     """Whether it trains models that take more than token ids and labels."""
     trains_adapters: bool = True
     """Whether it trains LoRA adapters while the model's own weights stay as they are."""
+    document_masks: bool = True
+    """Whether it can keep documents apart that share a sequence."""
     evaluates: bool = True
     """Whether it can run the trained model without training it."""
     extra: str = "train"
@@ -75,6 +77,7 @@ ENGINES = (
         z_loss=False,
         sees_images=False,
         trains_adapters=False,
+        document_masks=False,
         evaluates=False,
         extra="megatron",
         model_builder="core.engines.megatron.model:build_stage",

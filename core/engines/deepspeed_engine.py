@@ -68,6 +68,11 @@ class DeepSpeedEngine(Engine):
         engine: nn.Module = self._engine
         return engine
 
+    def whole(self, parameter: nn.Parameter) -> Tensor:
+        """The full value of a parameter, of which ZeRO stage 3 leaves this rank a part only."""
+        with deepspeed.zero.GatheredParameters([parameter], enabled=self.hp.zero_stage == 3):
+            return parameter.detach().clone()
+
     def _unsharded_norm(self) -> Tensor | None:
         """The norm at the accumulation boundary of stage 0 in fp32, which DeepSpeed clips by but does not tell."""
         told = self.hp.zero_stage > 0 or self.hp.precision == "fp16"

@@ -4,6 +4,7 @@
 fp32, tf32, amp        stage 0: parameters as they are, DDP on several ranks; 2, 3: FSDP2
 bf16, fp16             fp32 main weights, gathered in 16 bits: FSDP2; stage 0 replicates them
 bf16, bf16_stochastic  bf16 weights and moments; DDP or FSDP2 on several ranks
+LoRA, 16 bits          frozen weights in 16 bits, fp32 adapters, autocast; DDP or FSDP2 on several ranks
 =====================  =======================================================================
 
 Stage 2 keeps gathered parameters between forward and backward, stage 3 frees them.
@@ -42,6 +43,10 @@ class TorchEngine(Engine):
         model.compile_blocks()
         pure_bf16 = self.hp.optimizer_state == "bf16_stochastic"
         model = model.to(torch.bfloat16 if pure_bf16 else torch.float32)
+        frozen_type = self._frozen_type()
+        for parameter in model.parameters():
+            if not parameter.requires_grad and frozen_type is not None:
+                parameter.data = parameter.data.to(frozen_type)
         sharded = self._is_sharded()
         if sharded:
             self._shard(model)
@@ -81,7 +86,8 @@ class TorchEngine(Engine):
         return model.module if isinstance(model, DistributedDataParallel) else model
 
     def _is_sharded(self) -> bool:
-        main_weights = self.hp.precision in TORCH_DTYPES and self.hp.optimizer_state == "fp32"
+        kept_apart = self._frozen_type() is not None  # the trained ones are fp32 themselves
+        main_weights = self.hp.precision in TORCH_DTYPES and self.hp.optimizer_state == "fp32" and not kept_apart
         return main_weights or (self.hp.zero_stage > 0 and dist.get_world_size() > 1)
 
     def _shard(self, model: Decoder) -> None:
@@ -91,7 +97,7 @@ class TorchEngine(Engine):
             mesh = init_device_mesh(self.device.type, (world, 1), mesh_dim_names=("replicate", "shard"))
         else:
             mesh = init_device_mesh(self.device.type, (world,), mesh_dim_names=("shard",))
-        dtype = TORCH_DTYPES.get(self.hp.precision)
+        dtype = None if self._frozen_type() is not None else TORCH_DTYPES.get(self.hp.precision)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         reshard = self.hp.zero_stage == 3
         for block in model.blocks:
@@ -102,11 +108,15 @@ class TorchEngine(Engine):
         devices = None if self.device.type == "cpu" else [self.device]
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
+    def _frozen_type(self) -> torch.dtype | None:
+        """The 16-bit type of weights that adapters leave as they are, which need no fp32 ones beside them."""
+        return None if self.plan.lora is None else TORCH_DTYPES.get(self.hp.precision)
+
     def _autocast_dtype(self) -> torch.dtype | None:
-        return TORCH_DTYPES[self.hp.autocast_dtype] if self.hp.precision == "amp" else None
+        return TORCH_DTYPES[self.hp.autocast_dtype] if self.hp.precision == "amp" else self._frozen_type()
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """To the plan's type under precision ``amp``."""
+        """To the plan's type under precision ``amp``, and to that of the frozen weights beside adapters."""
         dtype = self._autocast_dtype()
         if dtype is None:
             return contextlib.nullcontext()

@@ -54,7 +54,10 @@ class Evaluator(Protocol):
         """Ask all ranks' questions; every rank returns the accuracy over all of them."""
 
 
-EVALUATORS: Final[Mapping[Benchmark, str]] = {"MMMU": "core.evaluate.mmmu.benchmark"}
+EVALUATORS: Final[Mapping[Benchmark, str]] = {
+    "MMLU": "core.evaluate.mmlu",
+    "MMMU": "core.evaluate.mmmu.benchmark",
+}
 """Benchmark -> module with the functions of ``Evaluator``."""
 
 

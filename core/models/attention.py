@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ class AttentionContext:
     kind: Attention
     rotary: Rotary | None = None
     bias: Tensor | None = None
-    """Added to the scores: ALiBi and -inf above the diagonal, ``[1, heads or 1, S, S]``."""
+    """Added to the scores, ``[1 or B, heads or 1, S, S]``: ALiBi, and -inf where nothing is seen."""
     slopes: Tensor | None = None
     """ALiBi's slope per head, fp32 ``[heads]`` (flex)."""
     block_mask: BlockMask | None = None
@@ -80,6 +80,29 @@ def build_context(  # noqa: PLR0913 - what the context depends on
             return AttentionContext(kind, rotary)
         bias = _causal_bias(slopes, length, device)
         return AttentionContext(kind, rotary, bias if kind == "eager" else bias.to(dtype))
+
+
+def within_documents(context: AttentionContext, document_ids: Tensor, dtype: torch.dtype) -> AttentionContext:
+    """``context`` for sequences of several documents ``[B, S]``, none of which sees another.
+
+    Positions need not start anew: rotary angles and ALiBi depend on the distance of two tokens only. ``dtype`` is
+    what the queries come in, autocast aside.
+    """
+    batch, length = document_ids.shape
+    if context.kind == "flex":
+
+        def same_document(b: Tensor, head: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
+            return (q_index >= kv_index) & (document_ids[b, q_index] == document_ids[b, kv_index])
+
+        mask = create_block_mask(same_document, batch, None, length, length, device=document_ids.device)
+        return replace(context, block_mask=mask)
+    other = document_ids[:, None, :, None] != document_ids[:, None, None, :]
+    if context.bias is not None:
+        return replace(context, bias=context.bias.masked_fill(other, -math.inf))
+    device = document_ids.device
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    return replace(context, bias=_causal_bias(None, length, device).to(dtype).masked_fill(other, -math.inf))
 
 
 class ContextCache:

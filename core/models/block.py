@@ -19,6 +19,8 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.checkpointing: Checkpointing = "none"
+        self.draws = False
+        """Whether it draws random numbers (dropout), which must be replayed where it is computed again."""
         self._compiled: Callable[..., Tensor] | None = None
 
     body: Callable[..., Tensor]
@@ -40,8 +42,7 @@ class Block(nn.Module):
     def _maybe_checkpointed(self, *args: Any) -> Tensor:
         if self.checkpointing == "none" or not torch.is_grad_enabled():
             return self.body(*args)
-        # No random numbers are drawn, so none need be replayed.
-        recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=self.draws)
         if self.checkpointing == "selective":
             recompute = partial(recompute, context_fn=selective_contexts)
         out: Tensor = recompute(self.body, *args)

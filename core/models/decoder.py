@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import UsageError
-from core.models.attention import AttentionContext, ContextCache
+from core.models.attention import AttentionContext, ContextCache, within_documents
 from core.models.block import Block
 from core.models.cross_entropy import Losses, chunked_cross_entropy, full_cross_entropy
 from core.models.layers import RMSNorm, SwiGLU
@@ -57,12 +57,16 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self._contexts = ContextCache(spec, hp.attention)
 
-    def forward(self, input_ids: Tensor, inserted: Inserted | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, inserted: Inserted | None = None, document_ids: Tensor | None = None
+    ) -> Tensor:
         """Token ids ``[B, S]`` to normalised hidden states ``[B, S, hidden]``."""
         hidden = self.embed_tokens(input_ids)
         if inserted is not None:
             hidden = _insert(hidden, *inserted)
         context = self._context(hidden)
+        if document_ids is not None:
+            context = within_documents(context, document_ids, hidden.dtype)
         for block in self.layers:
             hidden = block(hidden, context=context)
         out: Tensor = self.norm(hidden)
@@ -127,8 +131,8 @@ class Head(nn.Module):
 class Decoder(nn.Module):
     """A decoder-only language model with its loss.
 
-    No buffers and no random numbers: it can be built under ``torch.device("meta")``, wrapped, materialised
-    with ``to_empty`` and then given weights.
+    No buffers, and no random numbers of its own: it can be built under ``torch.device("meta")``, wrapped,
+    materialised with ``to_empty`` and then given weights.
     """
 
     attention_type: type[nn.Module]
@@ -152,14 +156,17 @@ class Decoder(nn.Module):
         """What released checkpoints call the parameters."""
         return PLAIN
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Losses | Tensor:
+    def forward(
+        self, input_ids: Tensor, labels: Tensor | None = None, document_ids: Tensor | None = None
+    ) -> Losses | Tensor:
         """The objective and the cross-entropy, fp32 scalars, summed over labels other than -100.
 
         Both arguments are int64 ``[B, S]``; ``labels[b, i]`` is what position i has to predict. The
         objective adds ``z_loss * lse^2``; where ``hp.z_loss`` is 0 it is the same tensor.
         Without labels: the logits ``[B, S, V]``, in the type of the computation.
+        ``document_ids``, int64 ``[B, S]``: a position attends to those of its own document only.
         """
-        found: Losses | Tensor = self.lm_head(self.model(input_ids), labels)
+        found: Losses | Tensor = self.lm_head(self.model(input_ids, document_ids=document_ids), labels)
         return found
 
     def apply_activation_checkpointing(self) -> None:

@@ -20,4 +20,9 @@ def build_decoder(plan: Plan, stage: int = 0) -> Decoder:
     factory: Callable[..., Decoder] = getattr(importlib.import_module(module), name)
     vision = () if plan.vision is None else (plan.vision,)
     with torch.device("meta"):
-        return factory(plan.model, plan.hyper_parameters, *vision)
+        model = factory(plan.model, plan.hyper_parameters, *vision)
+        if plan.lora is not None:
+            from core.models.adapters import add_adapters
+
+            add_adapters(model, plan.lora)
+    return model

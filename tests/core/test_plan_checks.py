@@ -94,7 +94,7 @@ def test_an_ordinary_plan_is_not_refused(engine: str) -> None:
         ({"schedule": "cosine"}, "schedule cosine does not say how many steps it takes", {"schedule_steps": 1000}),
         ({"schedule_steps": 300, "lr_warmup_steps": 300},
          "lr_warmup_steps 300 leaves nothing of schedule_steps 300", {"lr_warmup_steps": 3}),
-        ({"sequences": 15}, "one step takes GBS = 16 sequences, the generated corpus has 15",
+        ({"sequences": 15}, "one step takes GBS = 16 sequences, the generated data has 15",
          {"data.generated_sequences": 16}),
     ],
 )  # fmt: skip

@@ -33,7 +33,7 @@ Planted = contextlib.AbstractContextManager[object]
 
 
 def doubled_learning_rate() -> Planted:
-    return patch.object(core.loop, "learning_rate", lambda hp, step: 2 * learning_rate(hp, step))
+    return patch.object(core.loop, "learning_rate", lambda *given: 2 * learning_rate(*given))
 
 
 def no_causal_mask() -> Planted:

@@ -130,3 +130,28 @@ def test_flex_gradients_are_those_of_eager(make_model, run_backward, model, kv_h
     assert objective == pytest.approx(expected_objective, rel=1e-4)
     for name, gradient in expected.items():
         assert (gradients[name] - gradient).norm() / gradient.norm() < 1e-2, name
+
+
+@pytest.mark.parametrize("model", ["llama", "baichuan2"])
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+def test_documents_of_one_sequence_do_not_see_each_other(make_model, batch, model, kind):
+    """Each gets the logits that it gets alone, from position 0 on; rows are cut at different places."""
+    decoder = make_model(model, attention=kind)
+    input_ids, _ = batch
+    borders = [(0, 7, 20), (0, 12, 20)]
+    document_ids = torch.tensor([[number // border for number in range(20)] for _, border, _ in borders])
+    together = decoder(input_ids, document_ids=document_ids.clamp(max=1))
+    for row, (begin, border, end) in enumerate(borders):
+        for part in (slice(begin, border), slice(border, end)):
+            alone = decoder(input_ids[row : row + 1, part])
+            torch.testing.assert_close(together[row, part], alone[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together, decoder(input_ids))
+
+
+@pytest.mark.parametrize("model", ["llama", "baichuan2"])
+def test_flex_keeps_documents_apart_as_eager_does(make_model, batch, model, compiler):
+    document_ids = torch.tensor([[0] * 7 + [1] * 13, [0] * 12 + [5] * 8])
+    with torch.no_grad():
+        found = make_model(model, attention="flex")(batch[0], document_ids=document_ids)
+        expected = make_model(model, attention="eager")(batch[0], document_ids=document_ids)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
