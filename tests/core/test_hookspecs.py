@@ -2,15 +2,17 @@
 
 import inspect
 import re
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from core import HOOK_API_VERSION, HOOK_PROJECT, hookimpl, hookspecs
+from core.errors import DeviceError
 from core.plugins import Vendor
 from schemas.case import HardwareConfig, Run
-from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
+from schemas.chip import ChipSpec, Device, MemoryReading, Peak, ProbeResult, TelemetryReading
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "hooks.md"
 HOOKS = [
@@ -129,5 +131,117 @@ def test_the_facade_calls_the_hook_with_its_arguments_and_returns_its_answer(nam
     assert calls == {name: ARGUMENTS[name]}
 
 
+# --- the page's examples ---------------------------------------------------------------------------------------
+
+
+class FakeOptimizer:
+    """Of torch's shape, and of the vendor's: groups, and settings by name."""
+
+    def __init__(self, param_groups, **defaults):
+        self.param_groups, self.defaults = param_groups, defaults
+
+
+@pytest.fixture
+def acme_software(monkeypatch) -> dict[str, object]:
+    """What the examples import, and the names that they take for granted."""
+    chosen: list[object] = []
+    backend = SimpleNamespace(allow_tf32=True)
+    modules = {
+        "torch": {
+            "acme": SimpleNamespace(
+                device_count=lambda: 2, set_device=chosen.append, get_device_name=lambda index: f"ACME X1 #{index}"
+            ),
+            "backends": SimpleNamespace(acme=backend),
+        },
+        "torch_acme": {},
+        "deepspeed": {},
+        "deepspeed.accelerator": {"set_accelerator": chosen.append},
+    }
+    for name, members in modules.items():
+        module = ModuleType(name)
+        module.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    stats = {"peak_allocated": 20 * 2**30, "peak_reserved": 25 * 2**30, "total": 64 * 2**30}
+    return {
+        "acml": SimpleNamespace(
+            device_count=lambda: 8,
+            power_mw=lambda _: 301_500,
+            celsius=lambda _: 61,
+            driver_version=lambda: "3.1.4",
+        ),
+        "torch_acme": SimpleNamespace(
+            memory_stats=lambda _: stats,
+            optim=SimpleNamespace(FusedAdamW=FakeOptimizer),
+            accl=SimpleNamespace(version=lambda: "2.0"),
+        ),
+        "AcmeAccelerator": lambda: "the accelerator",
+        "swap_attention": chosen.append,
+        "chosen": chosen,
+        "backend": backend,
+    }
+
+
+def example_plugin(name: str, given: dict[str, object]) -> Vendor:
+    """A plugin that is the page's example of one hook, with a default beneath it where core has one."""
+    (example,) = re.findall(r"```python\n(@hookimpl.*?)```", sections()[name], re.DOTALL)
+    module, beneath = ModuleType("accelmark_acme"), ModuleType("defaults")
+    kinds = (
+        ChipSpec,
+        Device,
+        HardwareConfig,
+        MemoryReading,
+        Peak,
+        ProbeResult,
+        Run,
+        TelemetryReading,
+        DeviceError,
+    )
+    module.__dict__.update({kind.__name__: kind for kind in kinds}, hookimpl=hookimpl, **given)
+    module.ACCELMARK_HOOK_API = HOOK_API_VERSION
+    exec(example, module.__dict__)
+    beneath.build_model = hookimpl(trylast=True)(lambda: MODEL)
+    return Vendor("acme", "acme-accelmark", module, defaults=beneath)
+
+
+EXPECTED = {
+    "chips": lambda found: found[0].peak("bf16").tflops == 200 and found[0].peak("fp8").tflops is None,
+    "probe": lambda found: found == (ProbeResult(chip="X1", device_name="ACME X1 64G", count=8),),
+    "hardware_configs": lambda found: found[0].name == "X1x1x8",
+    "launch_env": lambda found: found == {"ACCL_BUFFER_MIB": "64"},
+    "init_device": lambda found: (
+        (found.torch_device, found.name, found.math_mode) == ("acme:1", "ACME X1 #1", {"allow_tf32": "False"})
+    ),
+    "prepare_engine": lambda found: found is None,
+    "build_model": lambda found: found is MODEL,
+    "optimizer_wrap": lambda found: isinstance(found, FakeOptimizer) and found.defaults == {"lr": 0.1},
+    "collect_memory": lambda found: (found.peak_reserved_gib, found.capacity_gib) == (25, 64),
+    "collect_telemetry": lambda found: found == TelemetryReading(power_w=301.5, temperature_c=61),
+    "describe_environment": lambda found: found == {"acme_driver": "3.1.4", "accl": "2.0"},
+}
+HYPER_PARAMETERS = SimpleNamespace(precision="fp32")
+EXAMPLE_ARGUMENTS = ARGUMENTS | {
+    "hardware_configs": {"case": SimpleNamespace(name="llama2_7b")},
+    "init_device": {"plan": SimpleNamespace(hyper_parameters=HYPER_PARAMETERS), "local_rank": 1},
+    "prepare_engine": {"plan": SimpleNamespace(engine="deepspeed"), "device": DEVICE},
+    "optimizer_wrap": ARGUMENTS["optimizer_wrap"] | {"optimizer": FakeOptimizer([], lr=0.1)},
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_the_example_on_the_page_runs(name, acme_software):
+    vendor = example_plugin(name, acme_software)
+    member = getattr(vendor, name)
+    answer = member(**EXAMPLE_ARGUMENTS[name]) if callable(member) else member
+    assert EXPECTED[name](answer), answer
+    done = {"init_device": [1], "prepare_engine": ["the accelerator"], "build_model": [MODEL]}
+    assert acme_software["chosen"] == done.get(name, [])
+
+
+def test_the_example_of_init_device_refuses_a_rank_without_a_device(acme_software):
+    vendor = example_plugin("init_device", acme_software)
+    with pytest.raises(DeviceError, match="local rank 2 has no X1"):
+        vendor.init_device(EXAMPLE_ARGUMENTS["init_device"]["plan"], 2)
+
+
 def test_the_reference_plugin_covers_every_hook():
-    assert list(ANSWERS) == HOOKS == list(ARGUMENTS)
+    assert list(ANSWERS) == HOOKS == list(ARGUMENTS) == list(EXPECTED)

@@ -1,59 +1,64 @@
-"""Makes a vendor's plugin and a case from the templates, and uses their wheels. Run by tox after ``use_wheel.py``.
+"""Runs every command of ``docs/tutorial.md``, then makes a case and uses it. Run by tox after ``use_wheel.py``.
 
-In that one's clean environment: lint, types, the project's own tests (for a vendor, the conformance suite), a run.
+In that one's clean environment, where AccelMark is installed from its wheel; ``fork`` is a copy of this checkout.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+FORKED = ("core", "plugins", "cases", "schemas", "setup.cfg")
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    """The command's stdout; it must succeed."""
-    print("$", *command, flush=True)
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
-
-
-def make_and_install(python: Path, scratch: Path, verb: str, name: str) -> Path:
-    """The new project's folder, after lint and types, with its wheel installed."""
-    accelmark = python.with_name("accelmark")
-    folder = Path(run(accelmark, verb, name, "--out", scratch / "new", cwd=scratch).strip())
-    run(python, "-m", "ruff", "check", ".", cwd=folder)
-    run(python, "-m", "ruff", "format", "--check", ".", cwd=folder)
-    run(python, "-m", "mypy", cwd=folder)
-    dist = scratch / "new" / "dist"
-    run(python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", dist, folder, cwd=scratch)
-    (wheel,) = dist.glob(f"{folder.name.replace('-', '_')}-*.whl")
-    run(python, "-m", "pip", "install", "-q", "--no-deps", wheel, cwd=scratch)
-    return folder
+def bash(script: str, scratch: Path) -> None:
+    """Run it in ``scratch`` with the clean environment first on the PATH; it must succeed."""
+    binaries = scratch.parent / "clean" / "bin"
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env = {**kept, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euxo", "pipefail", "-c", script], cwd=scratch, env=env, check=True)
 
 
 def main(scratch: Path) -> None:
     """Make, check, install, use."""
-    python = scratch / "clean" / "bin" / "python"
-    (wheel,) = (scratch / "dist").glob("*.whl")
-    constraints = os.environ.get("PIP_CONSTRAINT", str(ROOT / "constraints.txt"))
-    tools = (f"{wheel}[deepspeed,templates,test]", "ruff", "mypy")
-    run(python, "-m", "pip", "install", "-q", "-c", constraints, *tools, cwd=scratch)
-    vendor = make_and_install(python, scratch, "new-vendor", "acme")
-    outside = scratch / "outside"
-    vendors = json.loads(run(python.with_name("accelmark"), "list", "vendors", "--json", cwd=outside))
-    assert {"vendor": "acme", "distribution": "accelmark-acme", "status": "ok", "reason": None} in vendors
-    told = run(python, "-m", "core.run", "cases/llama2_7b", "--vendor", "acme", "--json", cwd=outside)
-    (record,) = json.loads(told)
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```$", tutorial, re.DOTALL | re.MULTILINE)
+    work = scratch / "tutorial"
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "fork").mkdir(parents=True)
+    for name in FORKED:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, work / "fork" / name)
+    bash("\n".join(blocks), work)
+    (file,) = work.glob("fork/cases/llama2_7b/records/llama2_7b-X1x1x2-*.json")
+    record = json.loads(file.read_text(encoding="utf-8"))
     assert (record["status"], record["vendor"], record["chip"], record["emulated"]) == ("ok", "acme", "X1", True)
-    print(run(python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", cwd=vendor))
-    case = make_and_install(python, scratch, "new-case", "my_case")
-    run(python.with_name("accelmark"), "validate", "my_case", cwd=outside)
-    print(run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=case))
+    assert "acme X1" in (work / "fork" / "cases" / "llama2_7b" / "README.md").read_text(encoding="utf-8")
+    vendors = json.loads(_output(scratch, "list", "vendors", "--json"))
+    assert {"vendor": "acme", "distribution": "accelmark-acme", "status": "ok", "reason": None} in vendors
+    bash(
+        """
+        accelmark new-case my_case
+        (cd accelmark-case-my-case && ruff check . && ruff format --check . && mypy)
+        pip wheel -q --no-deps -w dist ./accelmark-case-my-case
+        pip install -q --no-deps dist/accelmark_case_my_case-*.whl
+        accelmark validate my_case
+        (cd accelmark-case-my-case && pytest -q)
+        """,
+        work,
+    )
     print("templates: ok")
+
+
+def _output(scratch: Path, *words: str) -> str:
+    accelmark = scratch / "clean" / "bin" / "accelmark"
+    return subprocess.run([accelmark, *words], cwd=scratch, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 if __name__ == "__main__":
