@@ -12,6 +12,7 @@ import statistics
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from core.errors import AccelMarkError, UsageError
 from core.events import EventLog
 from core.schedule import learning_rate
 from core.speed import product_time_s
+from core.trace import trace_steps
 from schemas import event as ev
 from schemas.plan import Plan
 
@@ -91,6 +93,22 @@ class Loop:
         memory.reset_peaks(self._engine.device)
         for _ in range(self._plan.measure.repeat):
             self._measure(steps)
+
+    def profile(self, run_dir: Path) -> None:
+        """Trace the steps that the plan asks for, on rank 0; the others take part in them."""
+        self._log.emit(ev.PhaseEvent, phase="profile")
+        steps = self._plan.measure.profile_steps
+        if dist.get_rank() == 0:
+            traced = trace_steps(self._untimed_step, steps, self._clock.synchronize, run_dir)
+            self._log.emit(ev.ProfileEvent, profile=traced)
+        else:
+            for _ in range(steps):
+                self._untimed_step()
+            self._clock.synchronize()
+
+    def _untimed_step(self) -> None:
+        self._step += 1
+        self._engine.step(next(self._batches), learning_rate(self._plan.hyper_parameters, self._step))
 
     def _measure(self, steps: int) -> None:
         """One measured window."""

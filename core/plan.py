@@ -46,8 +46,10 @@ OPTIONAL_SECTIONS: Mapping[str, type[Schema]] = {
 """Dotted settings that only some cases have."""
 
 TIMEOUTS = ("measure.start_timeout_s", "measure.setup_timeout_s", "measure.timeout_s")
-LOCATIONS = frozenset({"data.path", "tokenizer.path", "evaluation.path", "weights", *TIMEOUTS})
-"""Settings of this machine, where things lie and how long to wait: they do not make a record unofficial."""
+LOCATIONS = frozenset(
+    {"data.path", "tokenizer.path", "evaluation.path", "weights", "measure.profile_steps", *TIMEOUTS}
+)
+"""Where things lie, how long to wait, what is looked at after measuring: they do not make a record unofficial."""
 
 MIN_STEPS = 20
 MIN_WINDOW_S = 30.0

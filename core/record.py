@@ -89,6 +89,7 @@ def _build(
     throughput = summary.throughput(plan, events)
     emulated = plan.chip.emulated or (device is not None and device.device.emulated)
     unofficial = plan.unofficial_reason or _short_window(plan, window)
+    traced = last_of_kind(first_rank, ev.ProfileEvent)
     told = of_kind(first_rank, ev.AccuracyEvent)
     said = dict.fromkeys(event.message for event in of_kind(events, ev.WarningEvent))  # ranks often say the same
     return rec.Record(
@@ -119,6 +120,7 @@ def _build(
         aligned=alignment.aligned if alignment else None,
         alignment=alignment,
         telemetry=summary.telemetry(events, throughput),
+        profile=traced.profile if traced else None,
         parameters=parameters,
         tokens_trained=summary.tokens_trained(plan, events),
         epochs=window.epochs if window else None,

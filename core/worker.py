@@ -204,6 +204,8 @@ class _Worker:
             self._loop = Loop(self._plan, engine, loader, self._log)
             self._loop.run()
             self._log.emit(ev.MemoryEvent, memory=vendor.collect_memory(device))
+            if self._plan.measure.profile_steps:
+                self._loop.profile(self._run_dir)
         finally:
             sampler.stop()
             loader.close()

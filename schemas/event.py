@@ -9,8 +9,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from schemas.base import Schema
 from schemas.chip import Device, MemoryReading, TelemetryReading
 from schemas.evaluation import Accuracy, Benchmark
+from schemas.profile import Profile
 
-Phase = Literal["start", "data", "setup", "warmup", "measure", "evaluate", "finish"]
+Phase = Literal["start", "data", "setup", "warmup", "measure", "profile", "evaluate", "finish"]
 Status = Literal["ok", "oom", "nan", "hang", "crashed", "interrupted", "invalid"]
 
 
@@ -156,6 +157,13 @@ class SpeedEvent(_Event):
     product_s: PositiveFloat
 
 
+class ProfileEvent(_Event):
+    """Where the time of a step goes, from steps that were traced after the window."""
+
+    kind: Literal["profile"] = "profile"
+    profile: Profile
+
+
 class ErrorEvent(_Event):
     """The rank failed."""
 
@@ -177,7 +185,7 @@ Event = Annotated[
     Union[
         PhaseEvent, DeviceEvent, ModelEvent, DataEvent, StepEvent, WindowEvent,
         MemoryEvent, ProgressEvent, AccuracyEvent, TelemetryEvent, WarningEvent, HeartbeatEvent, SpeedEvent,
-        ErrorEvent, FinishEvent,
+        ProfileEvent, ErrorEvent, FinishEvent,
     ],
     Field(discriminator="kind"),
 ]  # fmt: skip

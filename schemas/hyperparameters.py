@@ -106,6 +106,8 @@ class Measure(Schema):
     """Windows measured one after the other; the record carries each, their mean and their spread."""
     max_spread: NonNegativeFloat = 0.03
     """(largest - smallest) / mean of the repeats' throughput above which the record warns."""
+    profile_steps: NonNegativeInt = 0
+    """Steps after the last window that are traced, to tell where their time goes."""
     start_timeout_s: PositiveFloat = 600.0
     """How long a rank may take to start and meet the others; a run with one that takes longer is ended."""
     setup_timeout_s: PositiveFloat = 3600.0

@@ -12,6 +12,7 @@ from schemas.evaluation import Accuracy
 from schemas.event import Status
 from schemas.hyperparameters import OverrideValue, Precision
 from schemas.plan import Plan
+from schemas.profile import Profile
 from schemas.units import Parallel, Topology
 
 
@@ -173,6 +174,8 @@ class Record(Schema):
     alignment: Alignment | None = None
     """What ``aligned`` was judged by; None for published records, too."""
     telemetry: Telemetry = Telemetry()
+    profile: Profile | None = None
+    """Where the time of a step goes; None where no step was traced (``measure.profile_steps``)."""
     parameters: Parameters | None = None
     tokens_trained: NonNegativeInt | None = None
     epochs: NonNegativeInt | None = None

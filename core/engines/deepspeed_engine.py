@@ -13,6 +13,7 @@ from core.data.loader import StepBatch
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
 from core.models.initialise import count_parameters, place_plain
 from core.optimizers import build_optimizer
+from core.trace import optimizer_range
 
 PARAMETER_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What parameters are kept in; DeepSpeed keeps the fp32 main weights itself. Else fp32."""
@@ -52,7 +53,8 @@ class DeepSpeedEngine(Engine):
             self._engine.backward(objective * scale, scale_wrt_gas=False)
             cross_entropy += entropy.detach()
             norm = self._unsharded_norm()
-            self._engine.step()
+            with optimizer_range():
+                self._engine.step()
         known = self._engine.get_global_grad_norm() if norm is None else norm
         return StepResult(self.global_loss(cross_entropy, tokens), self._as_tensor(known))
 

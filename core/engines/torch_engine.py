@@ -28,6 +28,7 @@ from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, Ste
 from core.models.decoder import Decoder
 from core.models.initialise import count_parameters, place_dtensor, place_plain
 from core.optimizers import StochasticAdamW, build_optimizer
+from core.trace import optimizer_range
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -73,7 +74,8 @@ class TorchEngine(Engine):
             cross_entropy += entropy.detach()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = self._update()
+        with optimizer_range():
+            norm = self._update()
         return StepResult(self.global_loss(cross_entropy, tokens), norm)
 
     def close(self) -> None:

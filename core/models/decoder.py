@@ -15,6 +15,7 @@ from core.models.block import Block
 from core.models.cross_entropy import Losses, chunked_cross_entropy, full_cross_entropy
 from core.models.layers import RMSNorm, SwiGLU
 from core.models.naming import PLAIN, Naming
+from core.trace import loss_range
 from schemas.hyperparameters import HyperParameters
 from schemas.model import DecoderSpec
 
@@ -115,9 +116,10 @@ class Head(nn.Module):
         if labels is None:
             return F.linear(hidden, weight)
         hidden, labels = hidden.flatten(0, 1), labels.flatten()
-        if self.chunked:
-            return chunked_cross_entropy(hidden, weight, labels, self.z_loss, self.compiled)
-        return full_cross_entropy(hidden, weight, labels, self.z_loss)
+        with loss_range():
+            if self.chunked:
+                return chunked_cross_entropy(hidden, weight, labels, self.z_loss, self.compiled)
+            return full_cross_entropy(hidden, weight, labels, self.z_loss)
 
     def output_weight(self) -> Tensor:
         """The matrix ``[V, H]`` that logits are computed with."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from core.report.cells import percent
 from core.report.markdown import escape
 from core.report.say import item_list, share, significant, verbatim
 from schemas.base import Text
 from schemas.plan import Plan
+from schemas.profile import Share
 from schemas.record import Record
-from schemas.report import EntryItem, Item, TextItem
+from schemas.report import EntryItem, Item, Language, TextItem
 
 
 def run_details(record: Record, plan: Plan) -> TextItem:
@@ -21,7 +24,7 @@ def run_details(record: Record, plan: Plan) -> TextItem:
         entries.append(_entry("非正式原因", "Unofficial because", verbatim(record.unofficial_reason)))
     if record.status == "ok":
         entries += [*_timing(record, plan), *_utilisation(record), *_memory(record), *_energy(record)]
-        entries += _alignment(record)
+        entries += [*_alignment(record), *_profile(record)]
     entries += [_entry("警告", "Warning", verbatim(message)) for message in record.warnings]
     title = Text(zh=f"运行 {record.run}", en=f"Run {record.run}")
     return TextItem(text=title, children=item_list("-", entries))
@@ -36,6 +39,32 @@ def _alignment(record: Record) -> list[Item]:
     zh = f"与参考曲线 {name} {'' if alignment.aligned else '未'}对齐（{steps} 步）：{errors}"
     en = f"{'' if alignment.aligned else 'not '}aligned with reference curve {name} ({steps} steps): {errors}"
     return [_entry("精度对齐", "Alignment", Text(zh=zh, en=en))]
+
+
+_SHARES: Mapping[Share, Text] = {
+    "matrix_products": Text(zh="矩阵乘", en="matrix products"),
+    "attention": Text(zh="注意力", en="attention"),
+    "loss": Text(zh="输出层与损失", en="output head and loss"),
+    "memory_bound": Text(zh="访存类算子", en="memory-bound"),
+    "optimizer": Text(zh="优化器", en="optimizer"),
+    "communication": Text(zh="未被掩盖的通信", en="exposed communication"),
+    "host": Text(zh="等待主机", en="waiting for the host"),
+}
+
+
+def _profile(record: Record) -> list[Item]:
+    profile = record.profile
+    if profile is None:
+        return []
+
+    def shares(language: Language) -> str:
+        told = [
+            f"{_SHARES[kind].in_language(language)} {share(seconds / profile.step_time_s)}"
+            for kind, seconds in profile.seconds.items()
+        ]
+        return f"{significant(profile.step_time_s, 's')}: " + ", ".join(told)
+
+    return [_entry("单步耗时构成", "Where the time of a traced step goes", Text(zh=shares("zh"), en=shares("en")))]
 
 
 def _entry(zh: str, en: str, value: Text) -> EntryItem:

@@ -66,7 +66,7 @@ def workers_of(run_dir: Path) -> list[int]:
 
 
 def test_a_run_leaves_plan_events_record_report_and_plots(tmp_path: Path) -> None:
-    done = run(tmp_path, "--engine", "torch", "--json")
+    done = run(tmp_path, "--engine", "torch", "--json", "--set", "measure.profile_steps=1")
     assert done.returncode == 0, done.stderr
     (told,) = json.loads(done.stdout)
     run_dir, record = only_run_dir(tmp_path), only_record(tmp_path)
@@ -87,6 +87,9 @@ def test_a_run_leaves_plan_events_record_report_and_plots(tmp_path: Path) -> Non
     assert record.tokens_trained == 6 * 4 * 2 * 2 * 32
     assert record.mfu.palm is None
     assert record.mfu.missing
+    assert record.profile is not None
+    assert {"matrix_products", "loss", "optimizer"} <= {name for name, s in record.profile.seconds.items() if s}
+    assert (run_dir / record.profile.trace).is_file()
     assert record.environment["torch"]
     assert record.command is not None
     assert record.command.startswith("python -m core.run cases/llama2_7b")

@@ -33,6 +33,7 @@ from core.engines.megatron.weights import Split, place, released_names, released
 from core.models.factory import build_decoder
 from core.models.initialise import ParameterCount
 from core.optimizers import build_optimizer
+from core.trace import optimizer_range
 
 MicroBatches = Iterator[Mapping[str, Tensor]]
 
@@ -82,7 +83,8 @@ class MegatronEngine(Engine):
         )
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = self._update()
+        with optimizer_range():
+            norm = self._update()
         if parallel_state.get_tensor_model_parallel_rank() > 0:
             self._cross_entropy.zero_()  # tensor parallel ranks of the last stage have all computed the same
         return StepResult(self.global_loss(self._cross_entropy, tokens), norm)

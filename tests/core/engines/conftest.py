@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import python_path
+from tests.forked import run_ranks
 
 RunJob = Callable[..., dict[str, Any]]
 
@@ -37,31 +36,16 @@ def train(
 ) -> dict[str, Any]:
     """One job, whose ranks meet in ``folder``: what rank 0 prints. ``wrap`` swaps in a vendor's optimizer."""
     job = {"engine": engine, "sets": sets or {}, "case": case, "steps": steps, "fault": fault, "wrap": wrap}
-    return launch(folder, "job.py", world, job)
+    return launch(folder, "job", world, job)
 
 
-def launch(folder: Path, script: str, world: int, job: dict[str, Any]) -> dict[str, Any]:
-    """Runs ``script`` of this folder on ``world`` ranks: what rank 0 prints last."""
+def launch(folder: Path, module: str, world: int, job: dict[str, Any]) -> dict[str, Any]:
+    """Runs ``main`` of a module of this folder on ``world`` ranks: what rank 0 prints last."""
     store = folder / f"store-{world}-{len(list(folder.iterdir()))}"
-    command = [sys.executable, str(Path(__file__).with_name(script)), json.dumps(job | {"store": str(store)})]
     base = os.environ | {"PYTHONPATH": python_path(), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-    base["ACCELMARK_CACHE"] = str(folder)
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        ended = [process.communicate(timeout=180) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    codes = [process.returncode for process in ranks]
-    assert codes == [0] * world, "\n".join(errors[-3000:] for _, errors in ended)
-    answer: dict[str, Any] = json.loads(ended[0][0].splitlines()[-1])
+    base |= {"ACCELMARK_CACHE": str(folder), "LOCAL_WORLD_SIZE": str(world)}
+    environments = [base | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    ended = run_ranks(f"tests.core.engines.{module}:main", job | {"store": str(store)}, environments, folder)
+    assert [rank.code for rank in ended] == [0] * world, "\n".join(rank.errors[-3000:] for rank in ended)
+    answer: dict[str, Any] = json.loads(ended[0].out.splitlines()[-1])
     return answer

@@ -1,4 +1,4 @@
-"""One rank that trains a small LLaVA under several layouts: ``python images_job.py '<json>'`` prints their losses.
+"""One rank that trains a small LLaVA under several layouts; ``main`` prints their losses.
 
 In the first step rank 0's sequences hold images and rank 1's do not, in the second it is the other way round, in
 the third none does, then all do.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -116,9 +115,3 @@ def main(job: dict[str, Any]) -> None:
     if dist.get_rank() == 0:
         print(json.dumps(told))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
-    sys.stdout.flush()
-    os._exit(0)  # threads of native libraries have been seen to abort an interpreter that shuts down

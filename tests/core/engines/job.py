@@ -1,4 +1,4 @@
-"""One rank of a small training job, for the engine tests: ``python job.py '<json>'`` prints losses and norms.
+"""One rank of a small training job, for the engine tests: ``main`` prints losses and norms.
 
 Every rank cuts its part out of the same global batch, whose labels are unevenly masked, so that a wrong
 normalisation cannot hide.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 
 import torch
 import torch.distributed as dist
@@ -111,9 +110,3 @@ def main(job: dict[str, object]) -> None:
         print(json.dumps({"losses": losses, "norms": norms} | told))
     engine.close()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
-    sys.stdout.flush()
-    os._exit(0)  # threads of native libraries have been seen to abort an interpreter that shuts down

@@ -20,7 +20,7 @@ SHORT_S = 5
 
 def train(folder: Path, world: int, *layouts: tuple[str, str], **changes: Any) -> Any:
     job = {"layouts": layouts, "steps": STEPS, "fault": False, "patience_s": PATIENCE_S} | changes
-    return launch(folder, "images_job.py", world, job)
+    return launch(folder, "images_job", world, job)
 
 
 def check(two: dict[str, Any], one: dict[str, Any]) -> None:

@@ -1,0 +1,90 @@
+"""From a trace in Chrome's format to seconds by what the device did. Imports no torch.
+
+Every moment between the first and the last kernel counts once: for the kind, of those at work in that moment, that
+comes first in ``_BY_PRIORITY``, so that communication counts only where nothing else runs. Without an accelerator
+the operators take the kernels' place.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, get_args
+
+from schemas.profile import Profile, Share
+
+LOSS: Final = "accelmark::loss"
+OPTIMIZER: Final = "accelmark::optimizer"
+
+_RANGES: Final[Mapping[str, Share]] = {LOSS: "loss", OPTIMIZER: "optimizer"}
+_NAMES: Final[Sequence[tuple[Share, re.Pattern[str]]]] = (
+    (
+        "communication",
+        re.compile(r"nccl|mccl|cncl|gloo:|^c10d::|allreduce|allgather|reducescatter", re.IGNORECASE),
+    ),
+    ("attention", re.compile(r"flash|fmha|attention|sdpa", re.IGNORECASE)),
+    # nvjet are cuBLAS's kernels for Hopper, triton_tem the products that torch.compile writes.
+    ("matrix_products", re.compile(r"gemm|nvjet|cutlass|cublas|matmul|triton_tem|^aten::(addmm|mm|bmm|baddbmm)$")),
+)
+_BY_PRIORITY: Final[Sequence[Share]] = (
+    "optimizer", "loss", "attention", "matrix_products", "memory_bound", "communication",
+)  # fmt: skip
+_KERNELS: Final = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
+
+
+class _Span(NamedTuple):
+    start: float
+    end: float
+    share: Share
+
+
+def read_profile(file: Path, steps: int, name: str) -> Profile:
+    """What ``file``, a gzipped trace of ``steps`` steps, tells; ``name`` is what the profile calls it."""
+    with gzip.open(file, "rt", encoding="utf-8") as opened:
+        events = [event for event in json.load(opened)["traceEvents"] if event.get("ph") == "X"]
+    spans = _spans(events, _KERNELS, "gpu_user_annotation")
+    if not spans:
+        spans = _spans(events, {"cpu_op"}, "user_annotation")
+    microseconds = _add_up(spans)
+    seconds = {share: microseconds[share] / 1e6 / steps for share in get_args(Share)}
+    return Profile(steps=steps, step_time_s=sum(seconds.values()), seconds=seconds, trace=name)
+
+
+def _spans(events: Iterable[Mapping[str, Any]], kinds: frozenset[str] | set[str], marks: str) -> list[_Span]:
+    """Events of ``kinds``; one that begins within a marked range of its stream or thread belongs to that."""
+    events = list(events)
+    ranges: dict[Any, list[_Span]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == marks and event["name"] in _RANGES:
+            start = event["ts"]
+            ranges[event["tid"]].append(_Span(start, start + event["dur"], _RANGES[event["name"]]))
+    starts = {place: sorted(found) for place, found in ranges.items()}
+    return [_span(event, starts.get(event["tid"], [])) for event in events if event.get("cat") in kinds]
+
+
+def _span(event: Mapping[str, Any], ranges: Sequence[_Span]) -> _Span:
+    start, end, name = event["ts"], event["ts"] + event["dur"], event["name"]
+    share: Share = next((share for share, pattern in _NAMES if pattern.search(name)), "memory_bound")
+    if share != "communication":
+        before = bisect_right(ranges, start, key=lambda span: span.start) - 1
+        if before >= 0 and start < ranges[before].end:
+            share = ranges[before].share
+    return _Span(start, end, share)
+
+
+def _add_up(spans: Sequence[_Span]) -> Mapping[Share, float]:
+    """Microseconds by share, between the first span's start and the last one's end."""
+    edges = sorted([(s.start, 1, s.share) for s in spans] + [(s.end, -1, s.share) for s in spans])
+    total: defaultdict[Share, float] = defaultdict(float)
+    active: defaultdict[Share, float] = defaultdict(float)
+    last = edges[0][0] if edges else 0.0
+    for moment, change, share in edges:
+        total[next((busy for busy in _BY_PRIORITY if active[busy]), "host")] += moment - last
+        active[share] += change
+        last = moment
+    return total

@@ -1,0 +1,99 @@
+"""What a trace says about a step's time, on traces small enough to add up by hand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.trace_table import read_profile
+
+NAME = "profile/rank00000.json.gz"
+
+
+def event(cat: str, name: str, start: float, end: float, tid: int = 7) -> dict[str, Any]:
+    return {"ph": "X", "cat": cat, "name": name, "ts": start * 1e6, "dur": (end - start) * 1e6, "tid": tid}
+
+
+def kernel(name: str, start: float, end: float, stream: int = 7) -> dict[str, Any]:
+    return event("kernel", name, start, end, stream)
+
+
+def seconds(tmp_path: Path, *events: dict[str, Any], steps: int = 1) -> dict[str, float]:
+    """Seconds of a step by share, without those that are 0."""
+    file = tmp_path / "trace.json.gz"
+    with gzip.open(file, "wt", encoding="utf-8") as opened:
+        json.dump({"traceEvents": [{"ph": "M", "name": "process_name"}, *events]}, opened)
+    profile = read_profile(file, steps, NAME)
+    assert profile.trace == NAME
+    assert profile.step_time_s == pytest.approx(sum(profile.seconds.values()))
+    return {share: pytest.approx(value) for share, value in profile.seconds.items() if value}
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("nvjet_tst_192x192_64x4_1x2_h_bz_coopB_TNT", "matrix_products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32", "matrix_products"),
+        ("void cutlass::device_kernel<cutlass_80_tensorop_bf16>", "matrix_products"),
+        ("triton_tem_fused_mm_3", "matrix_products"),
+        ("triton_tem_fused_flex_attention_backward_1", "attention"),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop", "attention"),
+        ("triton_poi_fused_mul_silu_4", "memory_bound"),
+        ("void at::native::multi_tensor_apply_kernel", "memory_bound"),
+        ("ncclDevKernel_ReduceScatter_Sum_f32_RING_LL", "communication"),
+    ],
+)
+def test_kernels_are_told_by_their_names(tmp_path: Path, name: str, share: str) -> None:
+    assert seconds(tmp_path, kernel(name, 1, 3)) == {share: 2}
+
+
+def test_communication_counts_only_where_nothing_hides_it(tmp_path: Path) -> None:
+    found = seconds(tmp_path, kernel("gemm", 0, 4), kernel("ncclAllGather", 3, 6, stream=20))
+    assert found == {"matrix_products": 4, "communication": 2}
+
+
+def test_gaps_between_kernels_are_the_hosts(tmp_path: Path) -> None:
+    found = seconds(tmp_path, kernel("gemm", 0, 1), kernel("gemm", 3, 4), event("gpu_memcpy", "copy", 4, 5))
+    assert found == {"matrix_products": 2, "host": 2, "memory_bound": 1}
+
+
+def test_two_streams_at_work_count_once(tmp_path: Path) -> None:
+    found = seconds(tmp_path, kernel("gemm", 0, 4), kernel("elementwise", 1, 6, stream=8))
+    assert found == {"matrix_products": 4, "memory_bound": 2}
+
+
+def test_a_marked_range_claims_the_kernels_of_its_stream(tmp_path: Path) -> None:
+    found = seconds(
+        tmp_path,
+        event("gpu_user_annotation", "accelmark::loss", 2, 5),
+        event("gpu_user_annotation", "accelmark::optimizer", 5, 7),
+        event("gpu_user_annotation", "somebody else's", 0, 2),
+        kernel("gemm", 0, 2),
+        kernel("gemm", 2, 4),
+        kernel("elementwise", 5, 7),
+        kernel("elementwise", 7, 8),
+        kernel("ncclAllGather", 4.5, 8.5, stream=20),
+    )
+    assert found == {
+        "matrix_products": 2, "loss": 2, "host": 0.5, "communication": 1, "optimizer": 2, "memory_bound": 1,
+    }  # fmt: skip
+
+
+def test_without_an_accelerator_operators_take_the_kernels_place(tmp_path: Path) -> None:
+    found = seconds(
+        tmp_path,
+        event("cpu_op", "aten::linear", 0, 4),
+        event("cpu_op", "aten::addmm", 1, 4),
+        event("user_annotation", "accelmark::optimizer", 6, 8),
+        event("cpu_op", "aten::_fused_adamw_", 6, 8),
+        event("cpu_op", "gloo:all_reduce", 5, 7, tid=9),
+        steps=2,
+    )
+    assert found == {
+        "memory_bound": 0.5, "matrix_products": 1.5, "host": 0.5, "communication": 0.5, "optimizer": 1,
+    }  # fmt: skip
