@@ -15,6 +15,7 @@ from schemas import event as ev
 from schemas.base import explain
 
 FOLDER = "events"
+EventListener = Callable[[ev.Event], None]
 Kind = TypeVar("Kind", bound=ev.Event)
 
 
@@ -29,7 +30,7 @@ class EventLog:
     def __init__(self, run_dir: Path, rank: int) -> None:
         path = event_file(run_dir, rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.listeners: list[Callable[[ev.Event], None]] = []
+        self.listeners: list[EventListener] = []
         """Are told every event of this rank, in the thread that emits it."""
         self._rank = rank
         # The wall clock is read once: one that jumps later neither disorders events nor bends durations.

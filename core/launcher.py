@@ -18,7 +18,7 @@ from types import FrameType
 from rich.console import Console
 
 from core import launch, process, stacks
-from core.events import EventTail
+from core.events import EventListener, EventTail
 from core.outcome import OUTCOME_FILE, Outcome
 from core.progress import View, open_view
 from core.watch import RankWatch
@@ -63,10 +63,12 @@ def _caught_interrupts() -> Iterator[_Interrupts]:
             signal.signal(number, handler)
 
 
-def launch_run(plan: Plan, run_dir: Path, command: str, console: Console, node: int = 0) -> Outcome:
+def launch_run(  # noqa: PLR0913, PLR0917 - what, where, and who is told
+    plan: Plan, run_dir: Path, command: str, console: Console, node: int = 0, listener: EventListener | None = None
+) -> Outcome:
     """Run ``plan`` in ``run_dir`` (which holds plan.json) to its end, and leave there how it ended.
 
-    ``node``: which one's workers these are, where there are several.
+    ``node``: which one's workers these are, where there are several. ``listener`` is told every event.
     """
     per_node = plan.topology.chips_per_node
     ranks = range(node * per_node, (node + 1) * per_node)
@@ -82,11 +84,11 @@ def launch_run(plan: Plan, run_dir: Path, command: str, console: Console, node: 
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=process.die_with_parent_in_child,  # noqa: PLW1509 - no thread is running yet
+            preexec_fn=process.die_with_parent_in_child,  # noqa: PLW1509 - takes no lock of another thread
         )
         view = open_view(plan, ranks, console, time.monotonic())
         try:
-            hang = _watch(plan, ranks, agent, run_dir, view, interrupts)
+            hang = _watch(plan, ranks, agent, run_dir, view, listener, interrupts)
         finally:
             view.close()
             _end(agent, run_dir, interrupts)
@@ -121,7 +123,13 @@ def _kernel_oom_kills() -> int:
 
 
 def _watch(  # noqa: PLR0913, PLR0917 - a run has that many parts
-    plan: Plan, ranks: range, agent: subprocess.Popen[bytes], run_dir: Path, view: View, interrupts: _Interrupts
+    plan: Plan,
+    ranks: range,
+    agent: subprocess.Popen[bytes],
+    run_dir: Path,
+    view: View,
+    listener: EventListener | None,
+    interrupts: _Interrupts,
 ) -> str | None:
     """Show events until the agent ends or is to be ended; what hangs, if that is why."""
     tail = EventTail(run_dir)
@@ -132,6 +140,8 @@ def _watch(  # noqa: PLR0913, PLR0917 - a run has that many parts
         now = time.monotonic()
         for event in tail.poll():
             view.show(event, now)
+            if listener is not None:
+                listener(event)
             if event.rank in watches:  # those of other nodes are gathered at the end
                 watches[event.rank].observe(event, now)
         view.tick(now)

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 
 import psutil
 
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+"""Opened here: between fork and exec another thread's lock on the loader may be held for good."""
 _PR_SET_PDEATHSIG = 1
 _WATCH_EVERY_S = 1.0
 
@@ -33,8 +35,8 @@ def die_with_parent(marker: str) -> None:
 
 def die_with_parent_in_child() -> None:
     """The kernel's half alone, which holds across an exec: for a child between fork and exec."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _has_variable(pid: int, name: str) -> bool:

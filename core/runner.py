@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from core import plan as planning
-from core import selection
+from core import selection, sinks
 from core.cluster import Node
 from core.engines.catalog import engine_spec
 from core.errors import UsageError
@@ -22,6 +22,7 @@ from core.plan import Request
 from core.progress import complain
 from core.record import build_record, write_record
 from core.selection import Selection
+from core.sinks.feed import Feed
 from core.worker import PLAN_FILE
 from schemas.plan import Plan
 from schemas.record import Record
@@ -38,6 +39,8 @@ class Options:
     out: Path = Path("runs")
     done: tuple[Record, ...] = ()
     """Records of earlier runs; a run with the plan of one of them is not run again."""
+    sinks: tuple[str, ...] = ()
+    """Trackers that are told of each run, too: names of ``core.sinks.SINKS``."""
 
 
 def plans(options: Options, console: Console, world: tuple[int, int] | None = None) -> list[Plan]:
@@ -50,6 +53,7 @@ def run(options: Options, console: Console) -> list[Record]:
 
     An interrupted run ends the series. Raises before anything starts when a plan or the machine cannot be.
     """
+    sinks.require(options.sinks)
     requests = _choose(options, console)
     planned = [planning.build(request) for request in requests]
     for request, plan in zip(requests, planned, strict=True):
@@ -66,7 +70,7 @@ def run(options: Options, console: Console) -> list[Record]:
         done = next((record for record in options.done if record.plan == plan), None)
         if done is not None:
             console.print(f"done before: {done.id}", soft_wrap=True)
-        records.append(done or _run_one(plan, options.out, console))
+        records.append(done or _run_one(plan, options, console))
         if records[-1].status == "interrupted":
             break
     return records
@@ -76,11 +80,14 @@ def _choose(options: Options, console: Console, world: tuple[int, int] | None = 
     return selection.choose(options.selection, lambda message: console.print(f"warning: {message}"), world)
 
 
-def _run_one(plan: Plan, out: Path, console: Console) -> Record:
-    run_dir = prepare_run_dir(plan, out)
+def _run_one(plan: Plan, options: Options, console: Console) -> Record:
+    run_dir = prepare_run_dir(plan, options.out)
     console.print(f"run folder {run_dir}", soft_wrap=True)
-    launch_run(plan, run_dir, command_line(), console)
-    return finish(run_dir, console)
+    feed = Feed(options.sinks, plan, run_dir, console)
+    launch_run(plan, run_dir, command_line(), console, listener=feed.put)
+    record = finish(run_dir, console)
+    feed.finish(record)
+    return record
 
 
 def prepare_run_dir(plan: Plan, out: Path) -> Path:
@@ -110,6 +117,7 @@ def join_run_dir(plan: Plan, folder: Path) -> None:
 
 def run_pod(options: Options, node: Node, console: Console) -> tuple[list[Record], int]:
     """One node's part of every selected run: its agent and workers. The records (of node 0) and the exit code."""
+    sinks.require(options.sinks)
     requests = [_on_nodes(request, node) for request in _choose(options, console)]
     planned = [planning.build(request) for request in requests]
     for request, plan in zip(requests, planned, strict=True):
@@ -122,9 +130,11 @@ def run_pod(options: Options, node: Node, console: Console) -> tuple[list[Record
         own = plan.model_copy(update={"launch": pod_command(plan.topology, node, node.port + number)})
         run_dir = prepare_run_dir(own, options.out)
         console.print(f"node {node.rank} of {node.count}: run folder {run_dir}", soft_wrap=True)
-        outcome = launch_run(own, run_dir, command_line(), console, node.rank)
+        feed = Feed(options.sinks if node.rank == 0 else (), own, run_dir, console)
+        outcome = launch_run(own, run_dir, command_line(), console, node.rank, feed.put)
         if node.rank == 0:
             records.append(finish(run_dir, console))
+            feed.finish(records[-1])
         if outcome.interrupted:
             return records, EXIT_INTERRUPTED
         if outcome.exit_code != 0:

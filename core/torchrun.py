@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from core import cluster, runner, stacks, worker
+from core import cluster, runner, sinks, stacks, worker
+from core.events import read_events
 from core.launcher import write_outcome
 from core.outcome import Outcome
 from core.progress.lines import Lines
 from core.relay import Relay
+from core.sinks.feed import Feed
 from core.worker import Rank
 from schemas.plan import Plan
 from schemas.record import Record
@@ -37,6 +40,7 @@ def run(options: runner.Options, console: Console) -> tuple[list[Record], int]:
     """
     from torch._C._distributed_c10d import PrefixStore
 
+    sinks.require(options.sinks)
     rank = Rank.from_environment()
     planned = runner.plans(options, console, _world(rank))
     store = worker.meeting_store(rank)
@@ -47,16 +51,21 @@ def run(options: runner.Options, console: Console) -> tuple[list[Record], int]:
         if rank.rank == 0:
             run_store.set("run", runner.prepare_run_dir(plan, options.out).name)
         run_dir = (options.out / run_store.get("run").decode()).absolute()
-        code = _run_one(plan, run_dir, rank, run_store, records, console)
+
+        def done(record: Record, plan: Plan = plan, run_dir: Path = run_dir) -> None:
+            records.append(record)
+            _tell_sinks(options.sinks, plan, run_dir, record, console)
+
+        code = _run_one(plan, run_dir, rank, run_store, done, console)
         if code != 0:
             return records, code
     return records, 0
 
 
 def _run_one(  # noqa: PLR0913, PLR0917 - what all runs share, and what this one has of its own
-    plan: Plan, run_dir: Path, rank: Rank, store: Store, records: list[Record], console: Console
+    plan: Plan, run_dir: Path, rank: Rank, store: Store, done: Callable[[Record], None], console: Console
 ) -> int:
-    """This rank's part of one run; rank 0 shows its own progress and adds the record. The exit code."""
+    """This rank's part of one run; rank 0 shows its own progress and is done with the record. The exit code."""
     if rank.local_rank == 0:
         runner.join_run_dir(plan, run_dir)
     stacks.dump_on_request(run_dir, rank.rank)
@@ -67,7 +76,7 @@ def _run_one(  # noqa: PLR0913, PLR0917 - what all runs share, and what this one
 
     def close(code: int) -> None:
         progress.close(PROGRESS_WITHIN_S)
-        records.append(_record(run_dir, code, console))
+        done(_record(run_dir, code, console))
 
     return worker.work(plan, run_dir, rank, lambda: store, close, progress.put)
 
@@ -81,3 +90,11 @@ def _world(rank: Rank) -> tuple[int, int]:
 def _record(run_dir: Path, code: int, console: Console) -> Record:
     write_outcome(run_dir, Outcome(command=runner.command_line(), exit_code=code, launched_nodes=0))
     return runner.finish(run_dir, console)
+
+
+def _tell_sinks(names: Sequence[str], plan: Plan, run_dir: Path, record: Record, console: Console) -> None:
+    """Tell the sinks of a run that has ended: while it went on, this process was measured."""
+    feed = Feed(names, plan, run_dir, console)
+    for event in sorted(read_events(run_dir), key=lambda event: event.time_unix_s):
+        feed.put(event)
+    feed.finish(record)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from core import environment, notices, process, stacks
 from core.errors import AccelMarkError
-from core.events import EventLog
+from core.events import EventListener, EventLog
 from core.failure import Context, classify, told
 from core.gather import exchange
 from core.guard import Close, Guard
@@ -87,7 +87,7 @@ def work(  # noqa: PLR0913, PLR0917 - what a launcher of ours does by itself is 
     rank: Rank,
     open_store: Callable[[], Store] | None = None,
     close: Close | None = None,
-    listener: Callable[[ev.Event], None] | None = None,
+    listener: EventListener | None = None,
 ) -> int:
     """Do this rank's part and return the exit code.
 

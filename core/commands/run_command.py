@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from core import cluster, resume, runner, torchrun
 from core.cli import new_console, print_json
 from core.errors import UsageError
 from core.selection import Selection, parse_sets
+from core.sinks import SINKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", type=Path, metavar="RUN_DIR",
         help="in the place of CASE: go on with the runs of that run's config that lack an ok record beside it",
     )  # fmt: skip
+    parser.add_argument(
+        "--sink", choices=tuple(SINKS), action="append", default=[], dest="sinks",
+        help="tell this tracker, too; it writes into the run's folder; repeatable",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the launch line, start nothing")
     parser.add_argument("--json", action="store_true", help="records (or plans) as a JSON array on stdout")
     parser.add_argument("--quiet", action="store_true", help="print the result and errors only")
@@ -50,6 +56,7 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
         raise UsageError("no case is given", "name one: run cases/llama2_7b, or --resume RUN_DIR")
     else:
         options = runner.Options(_selection(arguments), arguments.out)
+    options = replace(options, sinks=tuple(dict.fromkeys(arguments.sinks)))
     if arguments.dry_run:
         return _show_plans(options, console, as_json=arguments.json)
     cluster.adopt_slurm(os.environ)

@@ -105,7 +105,7 @@ def test_what_needs_no_torch_does_not_import_it(blocked: bool) -> None:
 def test_quiet_leaves_the_result_and_errors(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(runner, "launch_run", lambda *_: None)  # leaves a folder without an event
+    monkeypatch.setattr(runner, "launch_run", lambda *_, **__: None)  # leaves a folder without an event
     monkeypatch.setattr(selection, "require_packages", lambda _: None)
     code, out, err = call("run", "llama2_7b", "--config", "CPUx1x2", "--out", str(tmp_path), *more)
     assert code == 1
