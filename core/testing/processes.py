@@ -15,8 +15,8 @@ from core.testing.catalog import check_called
 from core.testing.session import SESSION_FILE, Outcome, Session, blocker, results_file
 from schemas.conformance import Verdict
 
-TIMEOUT_S = 300.0
-"""For all checks of one process: the start of a device and the first use of a library can take a minute."""
+TIMEOUT_S = 600.0
+"""For all checks of one process: the first use of a device may compile what it needs."""
 GRACE_S = 10.0
 """What the other ranks get after one has ended badly."""
 
@@ -47,8 +47,15 @@ def run_checks(session: Session, folder: Path) -> dict[str, Outcome]:
 
 
 def _without_blocked(checks: Sequence[str], outcomes: dict[str, Outcome]) -> tuple[str, ...]:
+    """Those of ``checks`` that need nothing that has failed, be it by way of others."""
     verdicts: dict[str, Verdict] = {name: o.verdict for name, o in outcomes.items() if o.verdict}
-    return tuple(name for name in checks if not blocker(check_called(name), verdicts))
+    free = []
+    for name in checks:
+        if blocker(check_called(name), verdicts):
+            verdicts[name] = "not run"
+        else:
+            free.append(name)
+    return tuple(free)
 
 
 def _run(folder: Path, session: Session) -> str | None:
@@ -63,6 +70,7 @@ def _run(folder: Path, session: Session) -> str | None:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
                 preexec_fn=process.die_with_parent_in_child,  # noqa: PLW1509 - no thread is running yet
             )
         )
@@ -71,7 +79,7 @@ def _run(folder: Path, session: Session) -> str | None:
         return _wait(processes)
     finally:
         for started in processes:
-            started.kill()
+            process.kill_session(started.pid, signal.SIGKILL)  # with whatever compilers and tools it has started
             started.wait()
 
 

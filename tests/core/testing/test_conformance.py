@@ -119,6 +119,12 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
     assert "had not ended after 0 s" in str(outcomes["chips.sourced"].reason)
 
 
+def test_what_needs_a_failed_check_by_way_of_others_is_left_out() -> None:
+    failed = Outcome(check="init_device.takes_device", verdict="failed", reason="no")
+    later = ("collect_memory.counts", "collect_memory.resets", "chips.dense_peaks")
+    assert processes._without_blocked(later, {failed.check: failed}) == ("chips.dense_peaks",)
+
+
 def write(folder: Path, rank: int, *outcomes: Outcome) -> None:
     lines = "".join(outcome.model_dump_json() + "\n" for outcome in outcomes)
     results_file(folder, rank).write_text(lines, encoding="utf-8")
