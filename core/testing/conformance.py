@@ -64,7 +64,7 @@ class Conformance:
             ranks=self._runs.ranks if self._runs else None,
             device=facts.get("device"),
             emulated=facts.get("emulated", False),
-            environment=_environment(),
+            environment=_environment() | facts.get("environment", {}),
             started_unix_s=self._started,
             duration_s=time.time() - self._started,
             results=results,

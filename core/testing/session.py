@@ -138,9 +138,10 @@ def _argument(session: Session, folder: Path, rank: int) -> object:
 
 
 def _leave_facts(folder: Path, scene: DeviceScene) -> None:
-    """The device's name, and whether it is an emulated one, for the report; nothing where it was not taken."""
+    """What the report says of the device and its software; nothing where it was not taken."""
     with contextlib.suppress(Exception):
-        facts = {"device": scene.device.name, "emulated": scene.device.emulated}
+        described = scene.vendor.describe_environment(scene.device)
+        facts = {"device": scene.device.name, "emulated": scene.device.emulated, "environment": described}
         (folder.parent / FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
 
 

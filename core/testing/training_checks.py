@@ -19,7 +19,7 @@ from schemas.hyperparameters import Checkpointing
 from schemas.plan import Plan
 
 LOSS_ERROR = 1e-3
-REPEAT_ERROR = 1e-5
+REPEAT_ERROR = 1e-4
 """Kernels that add up in another order differ in the last bits."""
 STEP_ERROR = 1e-3
 """Of the way that weights went; another batch or learning rate is off by tens of percent."""
