@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def is_emulated(device_type: str) -> bool:
-    """Whether ``torch.<device_type>`` says that there is no such device behind it; for workers."""
-    import torch
-
-    return bool(getattr(getattr(torch, device_type, None), "__emulated__", False))
+    """Whether ``torch.<device_type>``, once it is loaded, says that there is no such device behind it."""
+    module = getattr(sys.modules.get("torch"), device_type, None)
+    return bool(getattr(module, "__emulated__", False))

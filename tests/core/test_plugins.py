@@ -280,6 +280,19 @@ def test_required_hooks_are_asked_for_by_name():
         _ = vendor_of().chips
 
 
+@pytest.mark.parametrize("emulated", [True, False])
+def test_an_emulated_device_is_marked_whatever_its_plugin_says(emulated, monkeypatch):
+    module = SimpleNamespace(__emulated__=True) if emulated else SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(acme=module))
+
+    @hookimpl
+    def init_device():
+        return DEVICE
+
+    device = vendor_of(init_device=init_device).init_device(None, 0)
+    assert device == DEVICE.model_copy(update={"emulated": emulated})
+
+
 WRONG_ANSWERS = {
     "probe": ([{"chip": "X1"}], lambda v: v.probe()),
     "hardware_configs": ([7], lambda v: v.hardware_configs(None)),

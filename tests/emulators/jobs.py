@@ -1,4 +1,4 @@
-"""A case's real config, scaled down, as runs through the command line: on the emulated device, and on the CPU."""
+"""A case's real config, scaled down, as a run through the command line: on an emulated device, or on the CPU."""
 
 from __future__ import annotations
 
@@ -10,61 +10,71 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from schemas.hyperparameters import OverrideValue
 from schemas.record import Record
 from tests.conftest import python_path
 
 ROOT = Path(__file__).parents[2]
-SMALL: Mapping[str, OverrideValue] = {
+SMALL: Mapping[str, object] = {
     "model.hidden_size": 64, "model.intermediate_size": 96, "model.num_layers": 2, "model.num_heads": 4,
     "model.num_kv_heads": 4, "model.vocab_size": 512, "sequence_length": 64, "local_batch_size": 2,
     "gradient_accumulation_steps": 2, "learning_rate": 2e-3, "measure.warmup_steps": 1, "measure.steps": 3,
     "measure.min_window_s": 0, "data.generated_sequences": 64,
 }  # fmt: skip
 CONFIG = """
-from cases.{case}.config_{real} import CONFIG as REAL
+from cases.{case}.config_{config} import CONFIG as REAL
+
 from schemas.case import HardwareConfig
 
-CONFIG = HardwareConfig(
-    vendor={vendor!r}, topology={topology!r}, engine=REAL.engine, runs=REAL.runs[:1],
-    defaults=REAL.defaults | {changes!r},
-)
+CONFIG = HardwareConfig.model_validate(REAL.model_dump() | {{"vendor": {vendor!r}, "topology": {topology!r}}})
 """
 
 
 @dataclass(frozen=True)
 class Job:
-    """The first run of one config of a case in this repository, on fewer chips and with a small model."""
+    """The runs of one config of a case in this repository, on as many chips as there are ``ranks``."""
 
     case: str
-    real: str
-    """The config: its engine, ZeRO stage, precision, attention and checkpointing stay."""
+    config: str
     ranks: int = 2
-    changes: dict[str, OverrideValue] = field(default_factory=dict)
+    changes: Mapping[str, object] = field(default_factory=dict)
+    """What makes it small, besides ``SMALL``; engine, ZeRO stage, attention and checkpointing stay."""
 
-    def on(self, vendor: str, chip: str, folder: Path) -> str:
-        """Write it as a config of ``vendor`` into the case folder ``folder``; its name."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def options(self, vendor: str, chip: str, folder: Path) -> list[str]:
+        """The case and the config, written into ``folder`` for ``vendor``, and the changes."""
         topology = f"{chip}x1x{self.ranks}"
-        text = CONFIG.format(
-            case=self.case, real=self.real, vendor=vendor, topology=topology, changes={**SMALL, **self.changes}
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        text = CONFIG.format(case=self.case, config=self.config, vendor=vendor, topology=topology)
         (folder / "__init__.py").write_text(f"from cases.{self.case} import CASE\n", encoding="utf-8")
         (folder / f"config_{topology}.py").write_text(text, encoding="utf-8")
-        return topology
+        sets = [part for key, value in {**SMALL, **self.changes}.items() for part in ("--set", f"{key}={value}")]
+        return [str(folder), "--config", topology, *sets]
 
 
-def run(job: Job, vendor: str, chip: str, out: Path, *more: str, **variables: str) -> Record:
-    """The record of ``job`` on ``chip``; the device is emulated with ``variables``."""
-    topology = job.on(vendor, chip, out / "case")
+def run(job: Job, vendor: str, chip: str, out: Path, *more: str, **variables: str) -> list[Record]:
+    """The records of the runs of ``job`` on ``chip``, with ``variables`` set."""
+    options = job.options(vendor, chip, out / "case")
     done = subprocess.run(
-        [
-            sys.executable, "-m", "core.run", str(out / "case"), "--config", topology, "--out", str(out / "runs"),
-            "--json", *more,
-        ],
-        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
-        env=os.environ | {"PYTHONPATH": python_path()} | variables,
+        [sys.executable, "-m", "core.run", *options, "--out", str(out / "runs"), "--json", *more],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": python_path()} | variables,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.stdout, done.stderr
-    (told,) = json.loads(done.stdout)
-    return Record.model_validate_json(json.dumps(told))
+    return [Record.model_validate_json(json.dumps(told)) for told in json.loads(done.stdout)]
+
+
+def assert_learns_alike(records: list[Record], on_cpu: list[Record], tolerance: float) -> None:
+    """Each run ended well on an emulated device, which its record says, with the losses of the CPU."""
+    assert len(records) == len(on_cpu) > 0
+    for record, reference in zip(records, on_cpu, strict=True):
+        assert (record.status, reference.status) == ("ok", "ok"), (record.reason, reference.reason)
+        assert (record.emulated, record.rankable, record.mfu.palm) == (True, False, None)
+        assert len(record.loss.curve) == SMALL["measure.warmup_steps"] + SMALL["measure.steps"]
+        assert_close(record.loss.curve, reference.loss.curve, tolerance)
+        assert_close(record.loss.grad_norm_curve, reference.loss.grad_norm_curve, 100 * tolerance)
+
+
+def assert_close(values: tuple[float, ...], expected: tuple[float, ...], tolerance: float) -> None:
+    """Within ``tolerance``, relative."""
+    assert len(values) == len(expected)
+    errors = [abs(value - right) / abs(right) for value, right in zip(values, expected, strict=True)]
+    assert max(errors) <= tolerance, (values, expected)

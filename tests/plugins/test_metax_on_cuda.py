@@ -52,7 +52,7 @@ def test_gpu_marked_as_metax_s_runs_and_learns_as_the_cpu(
         pytest.skip("needs an NVIDIA GPU")
     if engine != "torch":
         pytest.importorskip(engine)
-    record = run(JOB, "metax", "C500", tmp_path, "--engine", engine, **marked)
+    (record,) = run(JOB, "metax", "C500", tmp_path, "--engine", engine, **marked)
     assert record.status == "ok", record.reason
     assert (record.vendor, record.chip) == ("metax", "C500")
     assert (record.emulated, record.rankable, record.mfu.palm) == (True, False, None)
@@ -64,5 +64,5 @@ def test_gpu_marked_as_metax_s_runs_and_learns_as_the_cpu(
     assert memory.peak_reserved_gib is not None
     assert memory.peak_device_gib is not None
     assert 0 < memory.peak_allocated_gib <= memory.peak_reserved_gib < memory.peak_device_gib < memory.capacity_gib
-    on_cpu = run(JOB, "cpu", "CPU", tmp_path, "--engine", engine)
+    (on_cpu,) = run(JOB, "cpu", "CPU", tmp_path, "--engine", engine)
     assert record.loss.curve == pytest.approx(on_cpu.loss.curve, rel=1e-5)
