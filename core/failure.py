@@ -24,9 +24,10 @@ LONGEST_REASON = 500
 _MISSING = (
     re.compile(r"Could not run '(?P<operator>[\w:.]+)' with arguments from the"),
     re.compile(r"The operator '(?P<operator>[\w:.]+)' is not currently (?:implemented|supported)"),
+    re.compile(r"^(?P<operator>\w+_overrideable) not implemented"),
     re.compile(r"\"(?P<operator>\w+)\" not implemented for '(?P<dtype>\w+)'"),
 )
-"""How torch says that a device has no kernel: none at all (two wordings), or none for a type of numbers."""
+"""How torch says that a device has no kernel: none at all (three wordings), or none for a type of numbers."""
 
 
 class Context:

@@ -117,6 +117,13 @@ def test_outside_of_the_model_that_is_told():
     )
 
 
+def test_an_operator_that_torch_leaves_to_the_device_can_be_missing():
+    error = NotImplementedError(
+        "convolution_overrideable not implemented. You are likely triggering ..."
+    )
+    assert failure.missing_operator(error) == "operator convolution_overrideable"
+
+
 def test_an_operator_can_be_missing_for_a_type():
     with pytest.raises(NotImplementedError) as error:
         torch.ones(2, dtype=torch.float8_e4m3fn) + 1

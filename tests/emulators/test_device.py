@@ -81,6 +81,21 @@ def test_gradients_equal_the_cpu_s(device_type):
         assert torch.allclose(ours, cpu, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("transposed", [True, False])
+def test_convolutions_equal_the_cpu_s(device_type, transposed):
+    def output_and_gradients(device):
+        torch.manual_seed(0)
+        layer = (torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d)(3, 4, 2, stride=2).to(device)
+        image = torch.arange(96.0, device=device).cos().view(2, 3, 4, 4).requires_grad_()
+        out = layer(image)
+        out.square().sum().backward()
+        return [out, image.grad, layer.weight.grad, layer.bias.grad]
+
+    for ours, cpu in zip(output_and_gradients(device_type), output_and_gradients("cpu"), strict=True):
+        assert ours.device.type == device_type
+        assert torch.allclose(ours.cpu(), cpu, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_computes_products_in_the_low_precision_and_softmax_in_fp32(device_type, dtype):
     a = torch.randn(8, 8, device=device_type, requires_grad=True)

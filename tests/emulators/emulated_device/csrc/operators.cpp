@@ -7,6 +7,8 @@
 #include <ATen/native/transformers/sdp_utils_cpp.h>
 #include <ATen/ops/_local_scalar_dense.h>
 #include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/DeviceGuard.h>
@@ -100,6 +102,27 @@ static Tensor& set_storage(Tensor& self, at::Storage source) {
 }
 static Tensor& set_nothing(Tensor& self) {
   return at::native::set_tensor_(self, empty({0}, self.scalar_type(), {}, self.device(), {}, {}));
+}
+// torch leaves convolutions to a device's own library.
+static Tensor convolution(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed, at::IntArrayRef output_padding,
+    int64_t groups) {
+  auto host_bias = bias.has_value() ? std::optional<Tensor>(as_cpu(*bias)) : std::nullopt;
+  auto result = at::convolution(
+      as_cpu(input), as_cpu(weight), host_bias, stride, padding, dilation, transposed, output_padding, groups);
+  return to_device(result, input.device());
+}
+static std::tuple<Tensor, Tensor, Tensor> convolution_backward(
+    const Tensor& gradient, const Tensor& input, const Tensor& weight, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed, at::IntArrayRef output_padding,
+    int64_t groups, std::array<bool, 3> wanted) {
+  const std::vector<int64_t> bias_size{gradient.size(1)};
+  auto [of_input, of_weight, of_bias] = at::convolution_backward(
+      as_cpu(gradient), as_cpu(input), as_cpu(weight), at::OptionalIntArrayRef(bias_size), stride, padding, dilation,
+      transposed, output_padding, groups, wanted);
+  auto back = [&](const Tensor& made) { return made.defined() ? to_device(made, input.device()) : made; };
+  return {back(of_input), back(of_weight), back(of_bias)};
 }
 static void record_stream(Tensor&, c10::Stream) {}
 static int64_t attention_kernel(
@@ -265,6 +288,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Storage", &set_storage);
   m.impl("set_.source_Tensor", &at::native::set_tensor_);
   m.impl("set_", &set_nothing);
+  m.impl("convolution_overrideable", &convolution);
+  m.impl("convolution_backward_overrideable", &convolution_backward);
   m.impl("record_stream", &record_stream);
   m.impl("_fused_sdp_choice", &attention_kernel);
 }
