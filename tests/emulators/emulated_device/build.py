@@ -45,24 +45,22 @@ def _build(folder: Path, built: Path) -> None:
     root = Path(torch.__file__).parent
     includes = [root / "include", root / "include/torch/csrc/api/include", Path(sysconfig.get_path("include"))]
     options = [*FLAGS, *(f"-I{path}" for path in includes)]
-    sources = sorted(SOURCES.glob("*.cpp"))
-    objects = [folder / f"{source.stem}.o" for source in sources]
+    objects = {folder / f"{source.stem}.o": source for source in sorted(SOURCES.glob("*.cpp"))}
     with ThreadPoolExecutor(2) as pool:
-        list(
-            pool.map(
-                lambda pair: _compiler(*options, "-c", pair[0], "-o", pair[1]), zip(sources, objects, strict=True)
-            )
-        )
+        list(pool.map(lambda pair: _compiler(pair[0], *options, "-c", pair[1]), objects.items()))
     libraries = [f"-l{name}" for name in ("torch", "torch_cpu", "torch_python", "c10")]
-    part = folder / f"{NAME}.part"
-    _compiler("-shared", *objects, f"-L{root / 'lib'}", *libraries, "-o", part)
-    part.rename(built)
+    _compiler(built, "-shared", *objects, f"-L{root / 'lib'}", *libraries)
     for file in objects:
         file.unlink()
 
 
-def _compiler(*arguments: str | Path) -> None:
-    command = [os.environ.get("CXX", "g++"), *map(str, arguments)]
+def _compiler(output: Path, *arguments: str | Path) -> None:
+    """Make ``output``, unless an earlier process that was interrupted has made it."""
+    if output.exists():
+        return
+    part = output.with_suffix(".part" + output.suffix)
+    command = [os.environ.get("CXX", "g++"), *map(str, arguments), "-o", str(part)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ImportError(f"the emulated device does not compile: {' '.join(command)}\n{done.stderr[-4000:]}")
+    part.rename(output)
