@@ -118,9 +118,7 @@ def test_outside_of_the_model_that_is_told():
 
 
 def test_an_operator_that_torch_leaves_to_the_device_can_be_missing():
-    error = NotImplementedError(
-        "convolution_overrideable not implemented. You are likely triggering ..."
-    )
+    error = NotImplementedError("convolution_overrideable not implemented. You are likely ...")
     assert failure.missing_operator(error) == "operator convolution_overrideable"
 
 
