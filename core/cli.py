@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from core.errors import AccelMarkError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from core.console import PlainConsole
 
 EXIT_INTERRUPTED = 130
 WIDE = 160
@@ -76,13 +76,13 @@ def _command(verb: str) -> ModuleType:
     return importlib.import_module(f"core.commands.{verb.replace('-', '_')}_command")
 
 
-def new_console(*, stderr: bool = False) -> Console:
-    """A console that prints texts as they are: a reason may hold ``[/path]`` or ``:100:``."""
-    from rich.console import Console
+def new_console(*, stderr: bool = False) -> PlainConsole:
+    """A console for stdout or stderr."""
+    from core.console import PlainConsole
 
     # Of a table that is not shown on a terminal nothing is cut off.
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else WIDE
-    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    return PlainConsole(stderr=stderr, width=width)
 
 
 def print_json(value: object) -> None:

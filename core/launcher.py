@@ -39,7 +39,7 @@ VMSTAT = Path("/proc/vmstat")
 
 
 class _Interrupts:
-    """Counts SIGINT and SIGTERM while the run goes on; the second one no longer waits for anybody."""
+    """Counts signals to end while the run goes on; the second one no longer waits for anybody."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -54,7 +54,9 @@ def _caught_interrupts() -> Iterator[_Interrupts]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    # SIGHUP: the terminal was closed; under nohup it is ignored, and stays so.
+    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in asked if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, interrupts) for number in numbers}
     try:
         yield interrupts

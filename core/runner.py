@@ -14,12 +14,12 @@ from rich.console import Console
 from core import plan as planning
 from core import selection, sinks
 from core.cluster import Node
+from core.console import complain
 from core.engines.catalog import engine_spec
 from core.errors import UsageError
 from core.launch import pod_command, shell_line
 from core.launcher import launch_run
 from core.plan import Request
-from core.progress import complain
 from core.record import build_record, write_record
 from core.selection import Selection
 from core.sinks.feed import Feed

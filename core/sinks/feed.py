@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from core.progress import complain
+from core.console import complain
 from core.progress.state import RunState
 from core.relay import Relay
 from core.sinks import Sink, open_sink, values

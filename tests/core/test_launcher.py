@@ -192,12 +192,24 @@ def _alive(pid: int) -> bool:
 
 
 def test_signals_are_counted_and_then_answered_as_before() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in asked]
     with launcher._caught_interrupts() as interrupts:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in asked:
+            os.kill(os.getpid(), number)
         deadline = time.monotonic() + 5
-        while interrupts.count < 2 and time.monotonic() < deadline:
+        while interrupts.count < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert interrupts.count == 2
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert interrupts.count == 3
+    assert [signal.getsignal(number) for number in asked] == before
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with launcher._caught_interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+        assert interrupts.count == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

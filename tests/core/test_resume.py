@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 pytest.importorskip("torch")
 
@@ -55,18 +56,19 @@ def test_a_folder_without_a_plan_is_not_resumed(tmp_path: Path) -> None:
 def arguments(**given: object) -> object:
     names = ("case", "config", "run", "vendor", "engine", "resume")
     values = dict.fromkeys(names) | {"sets": [], "out": Path("runs"), "dry_run": False, "json": False}
+    values |= {"quiet": False, "sinks": []}
     return type("Arguments", (), values | given)
 
 
 def test_either_a_case_or_a_folder_is_named() -> None:
     with pytest.raises(UsageError, match="no case is given"):
-        run_command.execute(arguments(), None)
+        run_command.execute(arguments(), Console())
     with pytest.raises(UsageError, match="not from case, run"):
-        run_command.execute(arguments(resume=Path("x"), case="toy", run="base"), None)
+        run_command.execute(arguments(resume=Path("x"), case="toy", run="base"), Console())
 
 
 def test_nodes_are_not_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="where AccelMark launches the workers of one node"):
-        run_command.execute(arguments(resume=Path("x")), None)
+        run_command.execute(arguments(resume=Path("x")), Console())

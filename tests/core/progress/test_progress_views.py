@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from core import cli
-from core.progress import complain, open_view
+from core.console import complain
+from core.progress import open_view
 from core.progress.lines import Lines
 from core.progress.panel import Panel
 from schemas.plan import Plan
@@ -105,6 +106,44 @@ def test_it_is_redrawn_twice_a_second_at_most(plan_of: PlanOf) -> None:
     assert 4 <= text.count("toy X1x1x1 base") <= 8
 
 
+def kind_of(plan: Plan, console: Console) -> object:
+    return open_view(plan, range(1), console, 0.0)._view  # type: ignore[attr-defined]
+
+
+class Gone(Terminal):
+    """A terminal that is closed after so many characters."""
+
+    def __init__(self, left: int, error: Exception, *, terminal: bool) -> None:
+        super().__init__()
+        self.left, self.error, self.terminal = left, error, terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        self.left -= len(text)
+        if self.left < 0:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("left", [0, 60, 900])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(32, "Broken pipe")])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_run_goes_on_when_nobody_can_look_any_more(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch, left: int, error: Exception, terminal: bool
+) -> None:
+    file = Gone(left, error, terminal=terminal)
+    monkeypatch.setattr("sys.stderr", file)
+    monkeypatch.setenv("TERM", "xterm")
+    console = cli.new_console(stderr=True)
+    view = open_view(plan_of(1), range(1), console, 0.0)
+    recorded.drive(view, [(s, e) for s, e in recorded.run(1)] * 3)
+    assert file.left < 0
+    assert console.quiet
+    complain(console, "nor does what cannot be read end it")
+
+
 def test_no_color_is_honoured(plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch) -> None:
     coloured = "\x1b[3"  # foreground colours are 30 to 39
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -117,9 +156,9 @@ def test_a_log_is_never_redrawn_even_where_colours_are_forced(
     plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert isinstance(open_view(plan_of(1), range(1), Console(file=io.StringIO()), 0.0), Lines)
+    assert isinstance(kind_of(plan_of(1), Console(file=io.StringIO())), Lines)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(open_view(plan_of(1), range(1), Console(file=Terminal(), force_terminal=True), 0.0), Lines)
+    assert isinstance(kind_of(plan_of(1), Console(file=Terminal(), force_terminal=True)), Lines)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -130,7 +169,7 @@ def test_a_warning_is_shown_as_it_is(plan_of: PlanOf, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TERM", "xterm")
     console = cli.new_console(stderr=True)
     view = open_view(plan_of(1), range(1), console, 0.0)
-    assert isinstance(view, Panel) is terminal
+    assert isinstance(view._view, Panel) is terminal  # type: ignore[attr-defined]
     view.show(warning(message), 1.0)
     view.close()
     assert f"warning: {message}" in console.file.getvalue()  # type: ignore[attr-defined]
