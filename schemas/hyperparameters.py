@@ -39,6 +39,10 @@ class HyperParameters(Schema):
     gradient_accumulation_steps: PositiveInt = 1
     """GAS, micro-batches per optimizer step."""
 
+    padding: Literal["longest", "dropped"] = "longest"
+    """Of batches whose sequences differ in length: each is padded to the longest, or padding is dropped and exists
+    within attention only."""
+
     tensor_parallel: PositiveInt = 1
     sequence_parallel: bool = False
     """Split norms and residuals along the sequence over the tensor parallel ranks, too (arXiv 2205.05198)."""

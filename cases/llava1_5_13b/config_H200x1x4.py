@@ -32,6 +32,7 @@ CONFIG = HardwareConfig(
             fix_hp={
                 "local_batch_size": 4,
                 "gradient_accumulation_steps": 4,
+                "padding": "dropped",
                 "attention": "sdpa",
                 "compile": True,
                 "loss": "chunked",

@@ -23,10 +23,10 @@ class MicroBatch:
     """At least ``input_ids`` and ``labels``, int64 ``[B, S]``; ``labels[b, i]`` is what position i has to predict.
     Every array is the micro-batch's own: it may be handed over without a copy."""
     padded_tokens: int = 0
-    """Positions of ``input_ids`` that are padding. Ignored labels do not tell: prompts have them, too."""
+    """Padding of ``input_ids`` that is computed with. Ignored labels do not tell: prompts have them, too."""
     images: int = 0
     """Images of the data; one that only keeps ranks together is none."""
-    sequence_lengths: tuple[int, ...] = ()
+    sequence_lengths: tuple[int, ...] | None = None
     """Real tokens of each sequence, where they are not all as long as a row of ``input_ids``."""
 
     @property
@@ -37,13 +37,16 @@ class MicroBatch:
     @property
     def real_tokens(self) -> int:
         """Positions that hold a token of the data."""
+        if self.sequence_lengths is not None:
+            return sum(self.sequence_lengths)
         return self.arrays["input_ids"].size - self.padded_tokens
 
     @property
     def squared_lengths(self) -> int:
         """Sum of the sequences' squared lengths, which the products of attention go with."""
         rows, length = self.arrays["input_ids"].shape
-        return sum(real * real for real in self.sequence_lengths or (length,) * rows)
+        lengths = (length,) * rows if self.sequence_lengths is None else self.sequence_lengths
+        return sum(real * real for real in lengths)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from core.models.layers import Rotary, rotary_tables, rotate
+from core.models.rows import put, take
 from schemas.hyperparameters import Attention
 from schemas.model import DecoderSpec
 
@@ -34,6 +35,10 @@ class AttentionContext:
     block_mask: BlockMask | None = None
     flex: Callable[..., Tensor] | None = None
     """FlexAttention, compiled: without it, it would write out all S x S scores."""
+    rows: Tensor | None = None
+    """``[B, S]``, where queries come without padding, as ``[1, M, ...]``; only its shape matters."""
+    positions: Tensor | None = None
+    """Where these M tokens stand in the flattened rows."""
 
 
 def alibi_slopes(num_heads: int) -> list[float]:
@@ -125,8 +130,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext)
     """Causal attention of query ``[B, S, heads, D]`` to key and value ``[B, S, kv_heads, D]``.
 
     Returns ``[B, S, heads * D]``. Scores are scaled by 1/sqrt(D); a key-value head serves heads / kv_heads
-    consecutive query heads.
+    consecutive query heads. With ``context.rows`` tokens come, and go, without padding: ``[1, M, ...]``.
     """
+    if context.rows is not None and context.positions is not None:
+        rows, positions = context.rows, context.positions
+        query, key, value = (put(states, positions, rows) for states in (query, key, value))
+        return take(_attend_rows(query, key, value, context), positions)
+    return _attend_rows(query, key, value, context)
+
+
+def _attend_rows(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext) -> Tensor:
     if context.rotary is not None:
         query, key = rotate(query, context.rotary), rotate(key, context.rotary)
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ from core.models.block import Block
 from core.models.cross_entropy import Losses, chunked_cross_entropy, full_cross_entropy
 from core.models.layers import RMSNorm, SwiGLU
 from core.models.naming import PLAIN, Naming
+from core.models.rows import take
 from core.trace import loss_range
 from schemas.hyperparameters import HyperParameters
 from schemas.model import DecoderSpec
@@ -59,15 +61,26 @@ class Trunk(nn.Module):
         self._contexts = ContextCache(spec, hp.attention)
 
     def forward(
-        self, input_ids: Tensor, inserted: Inserted | None = None, document_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        inserted: Inserted | None = None,
+        document_ids: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
-        """Token ids ``[B, S]`` to normalised hidden states ``[B, S, hidden]``."""
+        """Token ids ``[B, S]`` to normalised hidden states ``[B, S, hidden]``.
+
+        ``kept``, int64 ``[M]``, are the positions in the flattened batch that are not padding; the states are then
+        those of these tokens only, ``[1, M, hidden]``.
+        """
         hidden = self.embed_tokens(input_ids)
         if inserted is not None:
             hidden = _insert(hidden, *inserted)
         context = self._context(hidden)
         if document_ids is not None:
             context = within_documents(context, document_ids, hidden.dtype)
+        if kept is not None:
+            hidden = take(hidden, kept)
+            context = replace(context, rows=input_ids, positions=kept)
         for block in self.layers:
             hidden = block(hidden, context=context)
         out: Tensor = self.norm(hidden)
@@ -95,6 +108,10 @@ def _insert(hidden: Tensor, embeddings: Tensor, positions: Tensor) -> Tensor:
     # position still belong to the graph, so that their gradient is zero and not missing.
     used = embeddings[: len(positions)].to(hidden.dtype)
     return hidden.flatten(0, 1).index_copy(0, positions, used).view_as(hidden)
+
+
+MOST_VERSIONS = 32
+"""Of a compiled layer; a layer that is always compiled anew is an error."""
 
 
 class Head(nn.Module):
@@ -190,6 +207,8 @@ class Decoder(nn.Module):
         if not self.hp.compile:
             return
         torch._dynamo.config.optimize_ddp = False
+        # The code of all kinds of layer is one: a version each, and again for lengths and images that vary.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_VERSIONS)
         for block in self.blocks:
             block.compile_body()
         self.lm_head.compile_parts()

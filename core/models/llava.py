@@ -80,14 +80,23 @@ class Llava(Llama2):
         return [*self.vision_tower.blocks, *super().blocks]
 
     def forward(  # type: ignore[override]
-        self, input_ids: Tensor, labels: Tensor | None = None, *, pixel_values: Tensor, image_positions: Tensor
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        *,
+        pixel_values: Tensor,
+        image_positions: Tensor,
+        kept: Tensor | None = None,
     ) -> Losses | Tensor:
         """As a decoder's, with images in place of some tokens.
 
         ``pixel_values`` are ``[N, 3, size, size]``, N >= 1; ``image_positions``, int64 ``[M]``, tell where the
-        first M of their patches go in the flattened ``input_ids``, whose own tokens there do not matter.
+        first M of their patches go in the flattened ``input_ids``, whose own tokens there do not matter. ``kept``
+        are the positions that are not padding, where that is to be dropped.
         """
-        hidden = self.model(input_ids, (self.image_tokens(pixel_values), image_positions))
+        hidden = self.model(input_ids, (self.image_tokens(pixel_values), image_positions), kept=kept)
+        if kept is not None and labels is not None:
+            labels = labels.flatten()[kept].unsqueeze(0)
         found: Losses | Tensor = self.lm_head(hidden, labels)
         return found
 

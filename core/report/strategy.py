@@ -23,6 +23,10 @@ _LOSS = {
     "full": Text(zh="一次计算全部logits", en="over all logits at once"),
     "chunked": Text(zh="分块计算", en="in chunks"),
 }
+_PADDING = {
+    "longest": Text(zh="补齐至批内最长序列", en="to the longest sequence of a batch"),
+    "dropped": Text(zh="仅在注意力内部", en="within attention only"),
+}
 _STATE = {
     "fp32": Text(zh="fp32", en="fp32"),
     "bf16_stochastic": Text(zh="bf16，随机舍入", en="bf16 with stochastic rounding"),
@@ -51,9 +55,16 @@ def optimisation_entries(plans: Sequence[Plan]) -> list[Item]:
         ),
         _entry("torch.compile", "torch.compile", plans, lambda plan: _switch(plan.hyper_parameters.compile)),
         _entry("交叉熵", "Cross-entropy", plans, lambda plan: _LOSS[plan.hyper_parameters.loss]),
+        *_padding_entries(plans),
         _entry("优化器状态", "Optimizer state", plans, _optimizer_state),
         _entry("精度", "Precision", plans, _precision),
     ]
+
+
+def _padding_entries(plans: Sequence[Plan]) -> list[Item]:
+    if all(plan.vision is None for plan in plans):
+        return []
+    return [_entry("填充", "Padding", plans, lambda plan: _PADDING[plan.hyper_parameters.padding])]
 
 
 def _entry(zh: str, en: str, plans: Sequence[Plan], say: Callable[[Plan], Text]) -> EntryItem:

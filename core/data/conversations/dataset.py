@@ -49,6 +49,7 @@ def open_source(plan: Plan, *, replica: int, verify: bool) -> ConversationReader
         vision=_vision(plan),
         sequence_length=hp.sequence_length,
         by_length=_stage(plan) == "finetune",
+        drop_padding=hp.padding == "dropped",
         local_batch_size=hp.local_batch_size,
         world_size=plan.parallel.dp,
         seed=hp.seed,

@@ -30,6 +30,8 @@ class Layout:
     """Longer dialogues are cut."""
     by_length: bool
     """Group samples of like length and kind, or draw them at random."""
+    drop_padding: bool
+    """Tell the model which positions are real, so that it computes no others."""
     local_batch_size: int
     world_size: int
     """Data parallel ranks."""
@@ -99,7 +101,7 @@ class ConversationReader:
                 encoded.append(self._encode(sample))
             except BadSampleError as bad:
                 self._skipped.add(sample.name, str(bad))
-        return padded(encoded, self._layout.vision)
+        return padded(encoded, self._layout.vision, drop=self._layout.drop_padding)
 
     def _epoch(self, epoch: int, gradient_accumulation_steps: int) -> list[Step]:
         key = epoch, gradient_accumulation_steps
@@ -139,8 +141,8 @@ def encode(prompt: Prompt, image_tokens: int, longest: int) -> Encoded:
     return Encoded(ids[:longest], [*labels, IGNORED_LABEL][:longest], image_at)
 
 
-def padded(batch: Sequence[Encoded], vision: VisionSpec) -> MicroBatch:
-    """The samples as rows of the longest one's length.
+def padded(batch: Sequence[Encoded], vision: VisionSpec, *, drop: bool) -> MicroBatch:
+    """The samples as rows of the longest one's length; ``drop``: with the positions to keep, ``kept``.
 
     Where none has an image, one of zeros takes part that belongs to no position. A batch that lost all of its
     samples is one padded token.
@@ -156,9 +158,13 @@ def padded(batch: Sequence[Encoded], vision: VisionSpec) -> MicroBatch:
         if sample.image_at is not None:
             starts.append(row * length + sample.image_at)
     lengths = [len(sample.ids) for sample in batch]
+    arrays = {"input_ids": ids, "labels": labels, **image_arrays(starts, _pixels(batch), vision)}
+    if drop:
+        real = [row * length + np.arange(lengths[row], dtype=np.int64) for row in range(len(batch))]
+        arrays["kept"] = np.concatenate(real) if real else np.zeros(1, dtype=np.int64)
     return MicroBatch(
-        {"input_ids": ids, "labels": labels, **image_arrays(starts, _pixels(batch), vision)},
-        padded_tokens=ids.size - sum(lengths),
+        arrays,
+        padded_tokens=0 if drop and batch else ids.size - sum(lengths),
         images=len(starts),
         sequence_lengths=tuple(lengths),
     )

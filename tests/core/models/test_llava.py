@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -143,6 +145,57 @@ def test_compiled_and_checkpointed_it_gives_the_same(make_spec, make_hp, compile
     for name, parameter in plain.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
+
+
+def _lengths_batch(lengths, seed=3):
+    """Rows of these lengths, each with an image, padded behind; and the positions that are not padding."""
+    generator = torch.Generator().manual_seed(seed)
+    length = max(lengths)
+    input_ids = torch.randint(0, IMAGE_TOKEN, (len(lengths), length), generator=generator)
+    labels = torch.randint(0, IMAGE_TOKEN, (len(lengths), length), generator=generator)
+    real = torch.arange(length) < torch.tensor(lengths).unsqueeze(1)
+    labels[~real] = -100
+    starts = torch.arange(len(lengths)).unsqueeze(1) * length + 1
+    batch = {
+        "input_ids": input_ids,
+        "labels": labels,
+        "pixel_values": torch.randn(len(lengths), 3, 28, 28, generator=generator),
+        "image_positions": (starts + torch.arange(PATCHES)).flatten(),
+    }
+    return batch, real.flatten().nonzero().squeeze(1)
+
+
+@pytest.mark.parametrize("options", [{}, {"attention": "eager"}, {"activation_checkpointing": "selective"}])
+def test_dropped_padding_changes_neither_loss_nor_gradients(options, make_spec, make_hp):
+    padded, dropped = (_llava(make_spec(), make_hp(stage="finetune", **options)) for _ in range(2))
+    dropped.apply_activation_checkpointing()
+    batch, kept = _lengths_batch([7, 14, 9])
+    losses = padded(**batch)[0], dropped(**batch, kept=kept)[0]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+    for loss in losses:
+        loss.backward()
+    for name, parameter in padded.named_parameters():
+        if parameter.requires_grad:
+            other = dropped.get_parameter(name).grad
+            torch.testing.assert_close(parameter.grad, other, rtol=1e-4, atol=1e-5)
+
+
+def test_dropped_padding_compiles_for_lengths_that_vary(make_spec, make_hp, monkeypatch):
+    # Graphs are what counts: without the code generator this takes a second, and no compiler.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    plain, compiled = (_llava(make_spec(), make_hp(stage="finetune", compile=on)) for on in (False, True))
+    compiled.compile_blocks()
+    counter = torch._dynamo.utils.counters
+    counter.clear()
+    for seed, lengths in enumerate(([7, 14, 9], [12, 5, 13], [8, 6, 11], [10, 10, 4], [3 + PATCHES, 9, 9])):
+        batch, kept = _lengths_batch(lengths, seed)
+        loss = compiled(**batch, kept=kept)[0]
+        torch.testing.assert_close(loss, plain(**batch)[0], rtol=1e-5, atol=1e-5)
+        loss.backward()
+        if seed == 2:
+            settled = counter["stats"]["unique_graphs"]
+    assert counter["stats"]["unique_graphs"] == settled
 
 
 def _as_llava_hf(tensors):

@@ -23,7 +23,7 @@ PATCHES = 4
 
 def layout(**changes: Any) -> Layout:
     values = {
-        "template": "v1", "vision": VISION, "sequence_length": 300, "by_length": True,
+        "template": "v1", "vision": VISION, "sequence_length": 300, "by_length": True, "drop_padding": False,
         "local_batch_size": 2, "world_size": 1, "seed": 5,
     }  # fmt: skip
     return Layout(**values | changes)
