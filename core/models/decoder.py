@@ -110,10 +110,6 @@ def _insert(hidden: Tensor, embeddings: Tensor, positions: Tensor) -> Tensor:
     return hidden.flatten(0, 1).index_copy(0, positions, used).view_as(hidden)
 
 
-MOST_VERSIONS = 32
-"""Of a compiled layer; a layer that is always compiled anew is an error."""
-
-
 class Head(nn.Module):
     """The output projection and the loss over it, in one module.
 
@@ -207,8 +203,8 @@ class Decoder(nn.Module):
         if not self.hp.compile:
             return
         torch._dynamo.config.optimize_ddp = False
-        # The code of all kinds of layer is one: a version each, and again for lengths and images that vary.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_VERSIONS)
-        for block in self.blocks:
-            block.compile_body()
+        # Not a vision tower's: versions are kept by code, which all kinds of layer share, and sizes that are not
+        # the same in all of them would be taken for sizes that vary. Little of the work is the tower's.
+        for block in self.model.layers:
+            cast(Block, block).compile_body()
         self.lm_head.compile_parts()

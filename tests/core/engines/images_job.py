@@ -6,6 +6,7 @@ the third none does, then all do.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from datetime import timedelta
@@ -22,7 +23,7 @@ from core.data.loader import StepBatch
 from core.engines.base import load_engine
 from core.models.cross_entropy import Losses
 from core.models.llava import Llava
-from schemas.model import VisionSpec
+from schemas.plan import Plan
 
 SEQUENCES, LENGTH, VOCABULARY, IMAGE_AT = 4, 24, 64, 3
 WITH_IMAGE = ((0, 1), (2, 3), (), (0, 1, 2, 3))
@@ -32,24 +33,32 @@ LAYOUTS = {
     "DDP": ("torch", {"zero_stage": 0}),
     "FSDP2": ("torch", {"zero_stage": 3}),
     "FSDP2 stage 2": ("torch", {"zero_stage": 2}),
+    "FSDP2 compiled": ("torch", {"zero_stage": 3, "compile": True, "loss": "chunked", "padding": "dropped"}),
     "ZeRO-3": ("deepspeed", {"zero_stage": 3}),
     "ZeRO-2": ("deepspeed", {"zero_stage": 2}),
 }
 
 
-def part(step: int, rows: range, vision: VisionSpec) -> StepBatch:
-    """One micro-batch of ``rows``; the labels of later sequences are masked more."""
+def part(step: int, rows: range, planned: Plan) -> StepBatch:
+    """One micro-batch of ``rows``, whose ends are padding; the labels of later sequences are masked more."""
+    vision = planned.vision
+    assert vision is not None
     random = np.random.default_rng(step)
     tokens = random.integers(1, VOCABULARY, (SEQUENCES, LENGTH))
     pixels = random.normal(size=(SEQUENCES, 3, vision.image_size, vision.image_size)).astype(np.float32)
     labels = tokens.copy()
+    real = np.zeros((SEQUENCES, LENGTH), dtype=bool)
     for row in range(SEQUENCES):
         labels[row, : 8 + 3 * row] = -100
+        real[row, : LENGTH - 2 * ((row + step) % 3)] = True
+    labels[~real] = -100
     held = [row for row in WITH_IMAGE[step % len(WITH_IMAGE)] if row in rows]
     starts = [(row - rows.start) * LENGTH + IMAGE_AT for row in held]
     own = slice(rows.start, rows.stop)
     arrays = image_arrays(starts, [pixels[row] for row in held], vision)
     arrays |= {"input_ids": tokens[own], "labels": labels[own]}
+    if planned.hyper_parameters.padding == "dropped":
+        arrays["kept"] = np.flatnonzero(real[own])
     micro = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     return StepBatch([micro], int((labels[own] != -100).sum()), tokens[own].size, 0)
 
@@ -78,7 +87,6 @@ def train(layout: str, stage: str, steps: int) -> dict[str, Any]:
         loaded, config, config.value.runs[1], plugins.select("cpu"), engine_name, sets, (1, world)
     )
     planned = plan.build(request)
-    assert planned.vision is not None
     vendor = plugins.load_alone("cpu", planned.vendor_distribution, defaults)
     device = vendor.init_device(planned, rank)
     vendor.prepare_engine(planned, device)
@@ -89,7 +97,7 @@ def train(layout: str, stage: str, steps: int) -> dict[str, Any]:
     )
     per_rank = SEQUENCES // world
     rows = range(rank * per_rank, (rank + 1) * per_rank)
-    results = [engine.step(part(step, rows, planned.vision), 1e-2) for step in range(steps)]
+    results = [engine.step(part(step, rows, planned), 1e-2) for step in range(steps)]
     norms = [result.grad_norm for result in results]
     told = {
         "losses": [result.loss.item() for result in results],
@@ -109,6 +117,8 @@ def main(job: dict[str, Any]) -> None:
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=timedelta(seconds=job["patience_s"]),
     )
+    # What is traced is tested here, and not the code generator, which takes minutes on a CPU.
+    torch.compile = functools.partial(torch.compile, backend="eager")  # type: ignore[assignment]
     if job["fault"]:
         Llava.forward = without_the_vision_path  # type: ignore[method-assign, assignment]
     told = {f"{layout} {stage}": train(layout, stage, job["steps"]) for layout, stage in job["layouts"]}

@@ -35,7 +35,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_sharded_by_torch(one: Any, tmp_path: Path) -> None:
-    two = train(tmp_path, 2, ("FSDP2", "finetune"), ("FSDP2 stage 2", "pretrain"), ("DDP", "finetune"))
+    layouts = (("FSDP2", "finetune"), ("FSDP2 compiled", "finetune"), ("DDP", "finetune"))
+    two = train(tmp_path, 2, *layouts, ("FSDP2 stage 2", "pretrain"))
+    check(two["FSDP2 compiled finetune"], one["one finetune"])
     check(two["FSDP2 finetune"], one["one finetune"])
     check(two["FSDP2 stage 2 pretrain"], one["one pretrain"])
     check(two["DDP finetune"], one["one finetune"])
