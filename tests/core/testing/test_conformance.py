@@ -195,3 +195,18 @@ def test_without_a_reference_chip_there_is_nothing_to_compare_with(
 def test_a_check_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         conducting.CHECKS[0].id = "x"  # type: ignore[misc]
+
+
+def test_a_device_without_convolutions_is_judged_by_its_other_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from core.testing import precision_checks
+
+    def missing(*_: object) -> None:
+        raise NotImplementedError("convolution_overrideable not implemented")
+
+    products = precision_checks.PRODUCTS
+    monkeypatch.setitem(products, "conv2d", (missing, *products["conv2d"][1:]))
+    assert precision_checks.product_errors(torch.device("cpu")).keys() == {"mm", "bmm", "linear"}
+    monkeypatch.setitem(products, "mm", (missing, *products["mm"][1:]))
+    with pytest.raises(NotImplementedError):
+        precision_checks.product_errors(torch.device("cpu"))
