@@ -23,16 +23,17 @@ class PackedAttention(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.head_size = spec.head_size
         kv_size = spec.num_kv_heads * spec.head_size
         self.sizes = (spec.hidden_size, kv_size, kv_size)
+        self.heads = [(size // spec.head_size, spec.head_size) for size in self.sizes]
         self.W_pack = nn.Linear(spec.hidden_size, sum(self.sizes), bias=False)
         self.o_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
         """``[B, S, hidden]`` to the same shape."""
         query, key, value = (
-            part.unflatten(-1, (-1, self.head_size)) for part in self.W_pack(hidden).split(self.sizes, dim=-1)
+            part.unflatten(-1, heads)
+            for part, heads in zip(self.W_pack(hidden).split(self.sizes, dim=-1), self.heads, strict=True)
         )
         out: Tensor = self.o_proj(attend(query, key, value, context))
         return out

@@ -21,7 +21,7 @@ class ClipAttention(nn.Module):
     def __init__(self, vision: VisionSpec) -> None:
         super().__init__()
         size = vision.hidden_size
-        self.head_size = size // vision.num_heads
+        self.heads = (vision.num_heads, size // vision.num_heads)
         self.k_proj = nn.Linear(size, size)
         self.v_proj = nn.Linear(size, size)
         self.q_proj = nn.Linear(size, size)
@@ -29,9 +29,8 @@ class ClipAttention(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[N, T, hidden]`` to the same shape."""
-        heads = (-1, self.head_size)
         query, key, value = (
-            projection(hidden).unflatten(-1, heads).transpose(1, 2)
+            projection(hidden).unflatten(-1, self.heads).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         attended = F.scaled_dot_product_attention(query, key, value)

@@ -14,7 +14,9 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.head_size = spec.head_size
+        # Given in full: from a size that is left open, a compiler of varying lengths makes symbols of head counts.
+        self.heads = (spec.num_heads, spec.head_size)
+        self.kv_heads = (spec.num_kv_heads, spec.head_size)
         kv_size = spec.num_kv_heads * spec.head_size
         self.q_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
         self.k_proj = nn.Linear(spec.hidden_size, kv_size, bias=False)
@@ -23,10 +25,9 @@ class LlamaAttention(nn.Module):
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
         """``[B, S, hidden]`` to the same shape."""
-        heads = (-1, self.head_size)
-        query = self.q_proj(hidden).unflatten(-1, heads)
-        key = self.k_proj(hidden).unflatten(-1, heads)
-        value = self.v_proj(hidden).unflatten(-1, heads)
+        query = self.q_proj(hidden).unflatten(-1, self.heads)
+        key = self.k_proj(hidden).unflatten(-1, self.kv_heads)
+        value = self.v_proj(hidden).unflatten(-1, self.kv_heads)
         out: Tensor = self.o_proj(attend(query, key, value, context))
         return out
 
