@@ -16,9 +16,22 @@ from core.plugins import Present, Vendor
 from schemas.hyperparameters import OverrideValue
 from schemas.plan import Plan
 
-EXTRA_PACKAGES = {"conversations": ("PIL",), "MMMU": ("PIL", "pyarrow")}
-"""Format of data or benchmark -> what it imports, all from the extra ``multimodal``."""
-CAN_BE_NONE = ("data.path", "weights", "schedule_steps", "pipeline_layers")
+EXTRA_PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "conversations": ("multimodal", ("PIL",)),
+    "MMMU": ("multimodal", ("PIL", "pyarrow")),
+    "MMLU": ("evaluate", ("lm_eval",)),
+    "lora": ("lora", ("peft",)),
+}
+"""Format of data, benchmark or section of the plan -> the extra that brings it, and what of it is imported."""
+CAN_BE_NONE = (
+    "data.path",
+    "evaluation.path",
+    "measure.epochs",
+    "pipeline_layers",
+    "schedule_steps",
+    "tokenizer.path",
+    "weights",
+)
 
 
 @dataclass(frozen=True)
@@ -125,13 +138,15 @@ def require_packages(engine: EngineSpec) -> None:
 
 
 def require_extras(plan: Plan) -> None:
-    """DeviceError unless what the plan's data and evaluation import is installed."""
-    wanted = [plan.data.format, *([] if plan.evaluation is None else [plan.evaluation.benchmark])]
-    missing = {name: None for what in wanted for name in EXTRA_PACKAGES.get(what, ()) if not _is_there(name)}
+    """DeviceError unless what the plan's data, adapters and evaluation import is installed."""
+    wanted: list[str] = [plan.data.format, *([] if plan.evaluation is None else [plan.evaluation.benchmark])]
+    wanted += [] if plan.lora is None else ["lora"]
+    needed = [EXTRA_PACKAGES[what] for what in wanted if what in EXTRA_PACKAGES]
+    missing = {name: extra for extra, names in needed for name in names if not _is_there(name)}
     if missing:
         raise DeviceError(
             f"case {plan.case!r} needs {' and '.join(missing)}, not installed for {sys.executable}",
-            "pip install 'accelmark[multimodal]'",
+            f"pip install 'accelmark[{','.join(sorted(set(missing.values())))}]'",
         )
 
 

@@ -8,6 +8,7 @@ from rich.table import Column, Table
 
 from core.plan import OPTIONAL_SECTIONS
 from core.plan import SECTIONS as PLAN_SECTIONS
+from schemas.evaluation import EMBEDDED, Accuracy
 from schemas.plan import Placement, Plan
 from schemas.record import Record
 from schemas.units import Percent
@@ -31,6 +32,8 @@ def records_table(records: Sequence[Record]) -> Table:
     }
     for name, cell in rows.items():
         table.add_row(name, *(cell(record) for record in records))
+    for name in sorted({name for record in records for name in record.accuracy}):
+        table.add_row(f"acc({name})", *(accuracy_cell(record.accuracy.get(name)) for record in records))
     return table
 
 
@@ -41,6 +44,14 @@ def memory_cell(record: Record) -> str:
     if used is None:
         return "/"
     return f"{used:.1f}" + ("" if memory.capacity_gib is None else f"/{memory.capacity_gib:.1f}")
+
+
+def accuracy_cell(accuracy: Accuracy | None) -> str:
+    """The share of right answers with its standard error, and whether the questions were the embedded ones."""
+    if accuracy is None:
+        return "/"
+    error = "" if accuracy.standard_error is None else f" ± {accuracy.standard_error:.3f}"
+    return f"{accuracy.value:.3f}{error}" + (" (embedded questions)" if accuracy.data == EMBEDDED else "")
 
 
 def percent_cell(fraction: float | None) -> str:

@@ -8,6 +8,7 @@ from core.report.cells import percent
 from core.report.markdown import escape
 from core.report.say import item_list, share, significant, verbatim
 from schemas.base import Text
+from schemas.evaluation import Accuracy
 from schemas.plan import Plan
 from schemas.profile import Share
 from schemas.record import Record
@@ -24,7 +25,7 @@ def run_details(record: Record, plan: Plan) -> TextItem:
         entries.append(_entry("非正式原因", "Unofficial because", verbatim(record.unofficial_reason)))
     if record.status == "ok":
         entries += [*_timing(record, plan), *_utilisation(record), *_memory(record), *_energy(record)]
-        entries += [*_alignment(record), *_profile(record)]
+        entries += [*_alignment(record), *_accuracy(record), *_profile(record)]
     entries += [_entry("警告", "Warning", verbatim(message)) for message in record.warnings]
     title = Text(zh=f"运行 {record.run}", en=f"Run {record.run}")
     return TextItem(text=title, children=item_list("-", entries))
@@ -65,6 +66,30 @@ def _profile(record: Record) -> list[Item]:
         return f"{significant(profile.step_time_s, 's')}: " + ", ".join(told)
 
     return [_entry("单步耗时构成", "Where the time of a traced step goes", Text(zh=shares("zh"), en=shares("en")))]
+
+
+def _accuracy(record: Record) -> list[Item]:
+    return [_entry(f"{name} 准确率", f"{name} accuracy", _asked(found)) for name, found in record.accuracy.items()]
+
+
+def _asked(found: Accuracy) -> Text:
+    """What was asked and how, which the table's number does not tell."""
+    error = "" if found.standard_error is None else f" ± {share(found.standard_error)}"
+    zh, en = [f"{share(found.value)}{error}"], [f"{share(found.value)}{error}"]
+    if found.questions is not None:
+        zh.append(f"{found.questions} 题（{escape(found.data or '/')}）")
+        en.append(f"{found.questions} questions ({escape(found.data or '/')})")
+    if found.mean_shots is not None:
+        zh.append(f"平均 {found.mean_shots:.2f} 个示例，{found.cut_prompts} 个提示被截短")
+        en.append(f"{found.mean_shots:.2f} examples on average, {found.cut_prompts} prompts cut")
+    if found.unparsable is not None:
+        zh.append(f"{share(found.unparsable)} 的回答无法解析")
+        en.append(f"{share(found.unparsable)} of the answers could not be parsed")
+    left_out = sum(found.skipped.values())
+    if left_out:
+        zh.append(f"{left_out} 题损坏而略去")
+        en.append(f"{left_out} damaged questions left out")
+    return Text(zh="，".join(zh), en=", ".join(en))
 
 
 def _entry(zh: str, en: str, value: Text) -> EntryItem:

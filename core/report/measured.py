@@ -12,6 +12,7 @@ from schemas.base import Text
 from schemas.plan import Plan
 from schemas.record import Record
 from schemas.report import (
+    AccuracyColumn,
     BatchField,
     BatchItem,
     Block,
@@ -64,6 +65,11 @@ _COLUMNS: tuple[Column, ...] = (
 )
 _ALIGNED = ValueColumn(shows="aligned", title=Text(zh="是否精度对齐", en="Aligned"))
 """After the loss, as in the published sheets; shown where a record was compared with a reference curve."""
+
+
+def _accuracy(benchmark: str) -> AccuracyColumn:
+    """After the memory, as in the published sheets; shown where the trained model was asked."""
+    return AccuracyColumn(title=f"acc({benchmark})", benchmark=benchmark)
 
 
 def _shown(name: Text, column: str, note: Text) -> Metric:
@@ -244,10 +250,16 @@ def _weights(record: Record) -> Text:
 
 
 def _columns(records: Sequence[Record]) -> tuple[Column, ...]:
-    if all(record.aligned is None for record in records):
-        return _COLUMNS
-    after = next(place for place, column in enumerate(_COLUMNS, start=1) if column.shows == "loss")
-    return (*_COLUMNS[:after], _ALIGNED, *_COLUMNS[after:])
+    columns: list[Column] = list(_COLUMNS)
+    for benchmark in sorted({benchmark for record in records for benchmark in record.accuracy}):
+        columns.insert(_behind(columns, "memory"), _accuracy(benchmark))
+    if any(record.aligned is not None for record in records):
+        columns.insert(_behind(columns, "loss"), _ALIGNED)
+    return tuple(columns)
+
+
+def _behind(columns: Sequence[Column], shows: str) -> int:
+    return next(place for place, column in enumerate(columns, start=1) if column.shows == shows)
 
 
 def _row(columns: Sequence[Column], record: Record, plan: Plan) -> Row:

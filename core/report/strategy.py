@@ -58,6 +58,8 @@ def optimisation_entries(plans: Sequence[Plan]) -> list[Item]:
         *_padding_entries(plans),
         _entry("优化器状态", "Optimizer state", plans, _optimizer_state),
         _entry("精度", "Precision", plans, _precision),
+        *([_entry("LoRA", "LoRA", plans, _lora)] if any(plan.lora is not None for plan in plans) else []),
+        *([_entry("打包", "Packing", plans, _packing)] if any(_packs(plan) for plan in plans) else []),
     ]
 
 
@@ -69,6 +71,24 @@ def _padding_entries(plans: Sequence[Plan]) -> list[Item]:
 
 def _entry(zh: str, en: str, plans: Sequence[Plan], say: Callable[[Plan], Text]) -> EntryItem:
     return EntryItem(key=Text(zh=zh, en=en), value=by_run(plans, say))
+
+
+def _lora(plan: Plan) -> Text:
+    if plan.lora is None:
+        return Text(zh="无", en="none")
+    one = plan.lora
+    targets = ", ".join(one.target_modules.names)
+    return verbatim(f"r={one.r}, alpha={one.alpha}, dropout={one.dropout:g}, target_modules={targets}")
+
+
+def _packs(plan: Plan) -> bool:
+    return plan.data.format == "dialogues"
+
+
+def _packing(plan: Plan) -> Text:
+    if plan.hyper_parameters.packing == "concat":
+        return Text(zh="首尾相接", en="documents follow one another, and see each other")
+    return Text(zh="首尾相接，文档间注意力屏蔽", en="documents follow one another, and do not see each other")
 
 
 def _technique(plan: Plan) -> Text:

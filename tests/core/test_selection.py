@@ -206,7 +206,7 @@ def test_a_package_that_the_data_or_the_benchmark_needs(
 ) -> None:
     plan = make_plan()
     images = plan.model_copy(update={"data": plan.data.model_copy(update={"format": "conversations"})})
-    monkeypatch.setitem(selection.EXTRA_PACKAGES, "conversations", ("json", "no_such_package"))
+    monkeypatch.setitem(selection.EXTRA_PACKAGES, "conversations", ("multimodal", ("json", "no_such_package")))
     require_extras(plan)
     with pytest.raises(DeviceError, match="needs no_such_package, not installed") as raised:
         require_extras(images)
