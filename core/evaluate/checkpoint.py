@@ -1,0 +1,113 @@
+"""A model to be asked outside of a run: from a run's folder, or from one with a released model's files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+
+from core.data.embedded import tokenizer_file
+from core.data.tokenizer import TOKENIZER_FILE
+from core.errors import UsageError
+from core.models.adapters import add_adapters, is_adapter, load_adapters, released_name
+from core.models.initialise import initialise_random, load_safetensors, place_plain
+from core.record import read_plan
+from core.worker import ADAPTER_FOLDER, PLAN_FILE
+from schemas.base import explain
+from schemas.hyperparameters import HyperParameters, LoraSpec
+from schemas.model import DecoderSpec
+
+if TYPE_CHECKING:
+    from core.models.decoder import Decoder
+
+CONFIG_FILE = "config.json"
+_FACTORIES = {"llama": "core.models.llama:Llama2"}
+"""``model_type`` of a released configuration -> who builds it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the files say: the model's shape, and where its values are."""
+
+    spec: DecoderSpec
+    tokenizer: Path
+    weights: Path | None
+    """A folder of safetensors; None: the values that ``seed`` draws, as the run began with."""
+    seed: int = 0
+    lora: LoraSpec | None = None
+    adapters: Path | None = None
+
+
+def read_checkpoint(folder: Path, tokenizer: Path | None) -> Checkpoint:
+    """What is in ``folder``: a run of a case with adapters, or a model with ``config.json`` and safetensors.
+
+    UsageError for a folder that is neither, and for a kind of model that core does not build.
+    """
+    if (folder / PLAN_FILE).is_file():
+        plan = read_plan(folder)
+        if plan.lora is None or not (folder / ADAPTER_FOLDER).is_dir():
+            raise UsageError(
+                f"{folder} is a run that kept no adapters",
+                "give a finished run of a case with LoRA, or a model's folder",
+            )
+        weights = None if plan.weights is None else Path(plan.weights).expanduser()
+        found = tokenizer or tokenizer_file(plan)
+        seed = plan.hyper_parameters.seed
+        return Checkpoint(plan.model, found, weights, seed, plan.lora, folder / ADAPTER_FOLDER)
+    return Checkpoint(_shape(folder / CONFIG_FILE), tokenizer or folder / TOKENIZER_FILE, folder)
+
+
+def _shape(file: Path) -> DecoderSpec:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{file} cannot be read: {error}",
+            "give a run's folder, or one with a model's config.json and safetensors",
+        ) from None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in _FACTORIES:
+        raise UsageError(f"{file}: model_type {kind!r} is not known", f"give one of: {', '.join(_FACTORIES)}")
+    values: dict[str, Any] = {
+        "factory": _FACTORIES[kind],
+        "nominal_parameters": 1,  # no FLOPs are counted
+        "hidden_size": config.get("hidden_size"),
+        "intermediate_size": config.get("intermediate_size"),
+        "num_layers": config.get("num_hidden_layers"),
+        "num_heads": config.get("num_attention_heads"),
+        "num_kv_heads": config.get("num_key_value_heads", config.get("num_attention_heads")),
+        "vocab_size": config.get("vocab_size"),
+        "max_positions": config.get("max_position_embeddings"),
+        "norm_eps": config.get("rms_norm_eps"),
+        "rope_theta": config.get("rope_theta", 10000.0),
+    }
+    try:
+        return DecoderSpec.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(error, str(file)), "give the config.json that came with the weights") from error
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """The model with its values on ``device``, in eval mode; UsageError where the files do not fit its shape."""
+    module, _, name = checkpoint.spec.factory.partition(":")
+    factory: Callable[..., Decoder] = getattr(importlib.import_module(module), name)
+    unused = HyperParameters(precision="fp32", local_batch_size=1, sequence_length=1, learning_rate=1.0)
+    with torch.device("meta"):
+        model = factory(checkpoint.spec, unused)
+        if checkpoint.lora is not None:
+            add_adapters(model, checkpoint.lora)
+    model = model.to(dtype).to_empty(device=device)
+    base = [(released_name(name), own) for name, own in model.named_parameters() if not is_adapter(name)]
+    if checkpoint.weights is None:
+        initialise_random(base, checkpoint.spec, checkpoint.seed, place_plain)
+    else:
+        load_safetensors(base, checkpoint.weights, place_plain, naming=model.naming)
+    if checkpoint.adapters is not None:
+        load_adapters(model, checkpoint.adapters)
+    return model.eval()
