@@ -84,7 +84,7 @@ def _adapters(p: Proposal) -> Refusal | None:
     if not p.adapters or p.hp.optimizer_state == "fp32":
         return None
     return Refusal(
-        f"adapters are few and keep an fp32 optimizer state, not {p.hp.optimizer_state}",
+        f"adapters are few: they keep an fp32 optimizer state, not {p.hp.optimizer_state}",
         {"optimizer_state": "fp32"},
     )
 
@@ -93,9 +93,7 @@ def _packing(p: Proposal) -> Refusal | None:
     if p.hp.packing == "concat" or (p.data_format == "dialogues" and p.spec.document_masks):
         return None
     where = f"engine {p.engine}" if p.data_format == "dialogues" else f"data of format {p.data_format}"
-    return Refusal(
-        f"{where} keeps documents of one sequence not apart (packing {p.hp.packing})", {"packing": "concat"}
-    )
+    return Refusal(f"{where} does not keep documents apart (packing {p.hp.packing})", {"packing": "concat"})
 
 
 def _main_weights_at_stage_0(p: Proposal) -> Refusal | None:

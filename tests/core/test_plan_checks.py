@@ -40,6 +40,7 @@ def chip(*, reference: bool = False) -> ChipSpec:
 def proposal(engine: str = "torch", world: int = 16, *, reference: bool = False, **changes: Any) -> Proposal:
     model = {key: changes.pop(key) for key in MODEL.keys() & changes.keys()}
     sequences = changes.pop("sequences", 512)
+    about = {key: changes.pop(key) for key in ("data_format", "adapters") if key in changes}
     return Proposal(
         engine=engine,
         chip=chip(reference=reference),
@@ -47,6 +48,7 @@ def proposal(engine: str = "torch", world: int = 16, *, reference: bool = False,
         hp=HyperParameters(**(HP | changes)),
         model=DecoderSpec(**(MODEL | model)),
         generated_sequences=sequences,
+        **about,
     )
 
 
@@ -71,6 +73,12 @@ def test_an_ordinary_plan_is_not_refused(engine: str) -> None:
     [
         ({"tensor_parallel": 2}, "engine torch splits no model over ranks (TP2PP1)",
          {"tensor_parallel": 1, "pipeline_parallel": 1}),
+        ({"adapters": True, "precision": "bf16", "optimizer_state": "bf16_stochastic"},
+         "adapters are few: they keep an fp32 optimizer state, not bf16_stochastic", {"optimizer_state": "fp32"}),
+        ({"packing": "document_mask"},
+         "data of format tokens does not keep documents apart (packing document_mask)", {"packing": "concat"}),
+        ({"engine": "megatron", "zero_stage": 1, "packing": "document_mask", "data_format": "dialogues"},
+         "engine megatron does not keep documents apart (packing document_mask)", {"packing": "concat"}),
         ({"precision": "fp8"}, "engine torch does not run precision fp8 (only fp32, tf32, amp, fp16, bf16)",
          {"precision": "bf16"}),
         ({"zero_stage": 1}, "engine torch has no ZeRO stage 1 (only 0, 2, 3)", {"zero_stage": 2}),
@@ -218,6 +226,7 @@ def test_every_check_has_an_example_above() -> None:
         proposal("megatron", tensor_parallel=8, activation_checkpointing="selective"),
         proposal("megatron", virtual_pipeline_stages=2, sequence_parallel=True, pipeline_layers="6"),
         proposal("megatron", pipeline_parallel=2, virtual_pipeline_stages=2),
+        proposal("torch", packing="document_mask", adapters=True, optimizer_state="bf16_stochastic"),
     ]
     silent = [check.__name__ for check in CHECKS if not any(check(example) for example in examples)]
     assert silent == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,6 +221,14 @@ def test_curves_are_rank_0s_warm_up_included(whole: RunFolder) -> None:
     assert loss.grad_norm_curve[:2] == (2.0, 3.0)
     assert loss.step_time_curve_s[-1] == 2.22
     assert loss.memory_allocated_curve_gib == (40.0,) * 22
+
+
+def test_epochs_that_left_few_steps_make_the_record_unofficial(whole: RunFolder) -> None:
+    plan = json.loads((whole.folder / PLAN_FILE).read_text(encoding="utf-8"))
+    plan["measure"] |= {"epochs": 3, "steps": MEASURED + 1}
+    (whole.folder / PLAN_FILE).write_text(json.dumps(plan), encoding="utf-8")
+    record = whole.record()
+    assert record.unofficial_reason == f"3 epochs left {MEASURED} measured steps, fewer than {MEASURED + 1}"
 
 
 def test_the_accuracy_is_what_rank_0_told(whole: RunFolder) -> None:

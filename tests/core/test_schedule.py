@@ -62,3 +62,12 @@ def test_a_rate_rises_in_warm_up_falls_after_it_and_keeps_its_bounds(
     assert all(rate >= least or rate == pytest.approx(least) for rate in falling)
     if schedule != "constant":
         assert found[-1] == pytest.approx(least)
+
+
+def test_an_epochs_factor_applies_after_each_epoch() -> None:
+    hp = HyperParameters(
+        precision="fp32", local_batch_size=1, sequence_length=8, learning_rate=1e-4, schedule="epoch",
+        epoch_factor=0.85, min_learning_rate=6e-5,
+    )  # fmt: skip
+    rates = [learning_rate(hp, step, epoch) for step, epoch in ((1, 0), (50, 0), (51, 1), (101, 2), (500, 9))]
+    assert rates == pytest.approx([1e-4, 1e-4, 8.5e-5, 7.225e-5, 6e-5])
