@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,13 @@ from core.record import read_plan
 from core.worker import ADAPTER_FOLDER, PLAN_FILE
 from schemas.base import explain
 from schemas.hyperparameters import HyperParameters, LoraSpec
-from schemas.model import DecoderSpec
+from schemas.model import DecoderSpec, VisionSpec
 
 if TYPE_CHECKING:
     from core.models.decoder import Decoder
 
 CONFIG_FILE = "config.json"
-_FACTORIES = {"llama": "core.models.llama:Llama2"}
+_FACTORIES = {"llama": "core.models.llama:Llama2", "llava": "core.models.llava:Llava"}
 """``model_type`` of a released configuration -> who builds it."""
 
 
@@ -42,6 +42,7 @@ class Checkpoint:
     seed: int = 0
     lora: LoraSpec | None = None
     adapters: Path | None = None
+    vision: VisionSpec | None = None
 
 
 def read_checkpoint(folder: Path, tokenizer: Path | None) -> Checkpoint:
@@ -60,10 +61,12 @@ def read_checkpoint(folder: Path, tokenizer: Path | None) -> Checkpoint:
         found = tokenizer or tokenizer_file(plan)
         seed = plan.hyper_parameters.seed
         return Checkpoint(plan.model, found, weights, seed, plan.lora, folder / ADAPTER_FOLDER)
-    return Checkpoint(_shape(folder / CONFIG_FILE), tokenizer or folder / TOKENIZER_FILE, folder)
+    spec, vision = _shape(folder / CONFIG_FILE)
+    return Checkpoint(spec, tokenizer or folder / TOKENIZER_FILE, folder, vision=vision)
 
 
-def _shape(file: Path) -> DecoderSpec:
+def _shape(file: Path) -> tuple[DecoderSpec, VisionSpec | None]:
+    """The language model's shape, and the tower's where there is one, as transformers writes them."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -74,8 +77,23 @@ def _shape(file: Path) -> DecoderSpec:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in _FACTORIES:
         raise UsageError(f"{file}: model_type {kind!r} is not known", f"give one of: {', '.join(_FACTORIES)}")
-    values: dict[str, Any] = {
-        "factory": _FACTORIES[kind],
+    images = config.get("vision_config")
+    if kind == "llava" and not (isinstance(images, dict) and isinstance(config.get("text_config"), dict)):
+        raise UsageError(
+            f"{file} lacks text_config or vision_config", "give a LLaVA in transformers' layout (llava-hf)"
+        )
+    try:
+        spec = DecoderSpec.model_validate(_decoder(config.get("text_config", config), _FACTORIES[kind]))
+        if kind != "llava":
+            return spec, None
+        return spec, VisionSpec.model_validate(_vision(images, config.get("vision_feature_layer", -2)))
+    except ValidationError as error:
+        raise UsageError(explain(error, str(file)), "give the config.json that came with the weights") from error
+
+
+def _decoder(config: Mapping[str, Any], factory: str) -> dict[str, Any]:
+    return {
+        "factory": factory,
         "nominal_parameters": 1,  # no FLOPs are counted
         "hidden_size": config.get("hidden_size"),
         "intermediate_size": config.get("intermediate_size"),
@@ -87,10 +105,19 @@ def _shape(file: Path) -> DecoderSpec:
         "norm_eps": config.get("rms_norm_eps"),
         "rope_theta": config.get("rope_theta", 10000.0),
     }
-    try:
-        return DecoderSpec.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(explain(error, str(file)), "give the config.json that came with the weights") from error
+
+
+def _vision(config: Mapping[str, Any], feature_layer: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": config.get("hidden_size"),
+        "intermediate_size": config.get("intermediate_size"),
+        "num_layers": config.get("num_hidden_layers"),
+        "num_heads": config.get("num_attention_heads"),
+        "image_size": config.get("image_size"),
+        "patch_size": config.get("patch_size"),
+        "feature_layer": feature_layer,
+        "norm_eps": config.get("layer_norm_eps", 1e-5),
+    }
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Decoder:
@@ -99,7 +126,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     factory: Callable[..., Decoder] = getattr(importlib.import_module(module), name)
     unused = HyperParameters(precision="fp32", local_batch_size=1, sequence_length=1, learning_rate=1.0)
     with torch.device("meta"):
-        model = factory(checkpoint.spec, unused)
+        model = factory(checkpoint.spec, unused, *([] if checkpoint.vision is None else [checkpoint.vision]))
         if checkpoint.lora is not None:
             add_adapters(model, checkpoint.lora)
     model = model.to(dtype).to_empty(device=device)
