@@ -96,6 +96,14 @@ def _packing(p: Proposal) -> Refusal | None:
     return Refusal(f"{where} does not keep documents apart (packing {p.hp.packing})", {"packing": "concat"})
 
 
+def _padding(p: Proposal) -> Refusal | None:
+    if p.hp.padding == "longest" or p.data_format == "conversations":
+        return None
+    return Refusal(
+        f"data of format {p.data_format} has no padding to drop (padding {p.hp.padding})", {"padding": "longest"}
+    )
+
+
 def _main_weights_at_stage_0(p: Proposal) -> Refusal | None:
     if not (p.engine == "deepspeed" and p.hp.precision == "bf16" and p.hp.zero_stage == 0):
         return None
@@ -176,6 +184,7 @@ CHECKS: Sequence[Check] = (
     _optimizer_state,
     _adapters,
     _packing,
+    _padding,
     _main_weights_at_stage_0,
     _offload,
     _sequence_length,

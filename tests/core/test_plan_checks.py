@@ -75,6 +75,8 @@ def test_an_ordinary_plan_is_not_refused(engine: str) -> None:
          {"tensor_parallel": 1, "pipeline_parallel": 1}),
         ({"adapters": True, "precision": "bf16", "optimizer_state": "bf16_stochastic"},
          "adapters are few: they keep an fp32 optimizer state, not bf16_stochastic", {"optimizer_state": "fp32"}),
+        ({"padding": "dropped"}, "data of format tokens has no padding to drop (padding dropped)",
+         {"padding": "longest"}),
         ({"packing": "document_mask"},
          "data of format tokens does not keep documents apart (packing document_mask)", {"packing": "concat"}),
         ({"engine": "megatron", "zero_stage": 1, "packing": "document_mask", "data_format": "dialogues"},
@@ -227,6 +229,7 @@ def test_every_check_has_an_example_above() -> None:
         proposal("megatron", virtual_pipeline_stages=2, sequence_parallel=True, pipeline_layers="6"),
         proposal("megatron", pipeline_parallel=2, virtual_pipeline_stages=2),
         proposal("torch", packing="document_mask", adapters=True, optimizer_state="bf16_stochastic"),
+        proposal("torch", padding="dropped"),
     ]
     silent = [check.__name__ for check in CHECKS if not any(check(example) for example in examples)]
     assert silent == []
