@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from core import plugins, user_chips
+from core.testing.catalog import CHECKS
 from plugins.cambricon import TORCH_MLU
 from plugins.metax import MACA_TORCH
 from plugins.torch_musa import TORCH_MUSA
+from schemas.conformance import ConformanceReport
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "vendors.md").read_text(encoding="utf-8")
 ROWS = {row[1].strip(" `"): row for line in PAGE.splitlines() if len(row := line.split("|")) == 6}
@@ -41,3 +43,19 @@ def test_the_example_of_a_chip_file_is_one(tmp_path, monkeypatch):
     (chip,) = user_chips.user_chips()
     assert (chip.vendor, chip.name) == ("metax", "C500")
     assert json.loads(example)[0]["peaks"][0]["source"] == chip.peaks[0].source
+
+
+REPORTS = sorted((Path(__file__).resolve().parents[2] / "docs" / "conformance").glob("*.json"))
+
+
+def test_there_are_conformance_reports():
+    assert REPORTS
+
+
+@pytest.mark.parametrize("file", REPORTS, ids=lambda file: file.stem)
+def test_the_page_says_what_a_conformance_report_says(file):
+    report = ConformanceReport.model_validate_json(file.read_text(encoding="utf-8"))
+    chip = f"{report.chip}, emulated" if report.emulated else report.chip
+    counts = " | ".join(str(count) for count in report.counts.values())
+    assert f"| `{report.vendor}` | {chip} | [report](conformance/{file.name}) | {counts} |" in PAGE
+    assert [result.id for result in report.results] == [check.id for check in CHECKS]
