@@ -63,22 +63,22 @@ class _Pending:
 
 
 class Loop:
-    """Runs ``engine`` over ``loader`` and reports every step to ``log``."""
+    """Runs ``engine`` over ``loader`` and reports every step to ``log``; goes on after ``step``."""
 
-    def __init__(self, plan: Plan, engine: Engine, loader: DeviceLoader, log: EventLog) -> None:
+    def __init__(self, plan: Plan, engine: Engine, loader: DeviceLoader, log: EventLog, step: int = 0) -> None:
         self._plan, self._engine, self._log = plan, engine, log
         self._clock = DeviceClock(engine.device)
         self._ahead = IN_FLIGHT if self._clock.asynchronous else 0
         self._loader = loader
         self._batches = iter(loader)
         self._pending: deque[_Pending] = deque()
-        self._step = 0
+        self._step = step
         self._total: int | None = None
         self._step_times_s: list[float] = []
 
     @property
     def step(self) -> int:
-        """Steps begun so far."""
+        """The step that was begun last."""
         return self._step
 
     def run(self) -> None:

@@ -26,7 +26,7 @@ from schemas.base import Schema, problems
 from schemas.case import Case, DataSpec, Run, TokenizerSpec
 from schemas.chip import ChipSpec, PeakPrecision
 from schemas.evaluation import EvaluationSpec
-from schemas.hyperparameters import HyperParameters, LoraSpec, Measure, OverrideValue
+from schemas.hyperparameters import CheckpointFolders, HyperParameters, LoraSpec, Measure, OverrideValue
 from schemas.model import DecoderSpec, VisionSpec
 from schemas.plan import Plan
 from schemas.units import Parallel, Topology, Unit
@@ -44,10 +44,15 @@ OPTIONAL_SECTIONS: Mapping[str, type[Schema]] = {
     "evaluation": EvaluationSpec,
 }
 """Dotted settings that only some cases have."""
+RUN_SECTIONS: Mapping[str, type[Schema]] = {"checkpoint": CheckpointFolders}
+"""Dotted settings that no case has."""
 
 TIMEOUTS = ("measure.start_timeout_s", "measure.setup_timeout_s", "measure.timeout_s")
 LOCATIONS = frozenset(
-    {"data.path", "tokenizer.path", "evaluation.path", "weights", "measure.profile_steps", *TIMEOUTS}
+    {
+        *("data.path", "tokenizer.path", "evaluation.path", "weights", "checkpoint.load", "checkpoint.save"),
+        *("measure.profile_steps", *TIMEOUTS),
+    }
 )
 """Where things lie, how long to wait, what is looked at after measuring: they do not make a record unofficial."""
 
@@ -70,6 +75,8 @@ class Layers:
             section = getattr(case, name)
             if section is not None:
                 self._start(f"{name}.", section)
+        for name, schema in RUN_SECTIONS.items():
+            self._start(f"{name}.", schema())
         self.values["weights"] = case.weights
         self.origins["weights"] = self._source
 
@@ -195,6 +202,7 @@ def build(request: Request) -> Plan:
         vision=vision,
         lora=lora,
         evaluation=evaluation,
+        checkpoint=layers.section("checkpoint.", CheckpointFolders),
         fix_hp={key: _plain(layers.values[key]) for key in request.changed},
         remark=request.run.remark,
         origins=layers.origins,

@@ -101,7 +101,7 @@ def _build(
         unofficial_reason=unofficial,
         scaled_down=plan.scaled_down,
         emulated=emulated,
-        weights=_weights(plan),
+        weights=model.weights if model else _weights(plan),
         data=data.data if data else ("generated" if plan.data.path is None else plan.data.name),
         case=plan.case,
         vendor=plan.vendor,

@@ -15,7 +15,7 @@ from schemas.hyperparameters import OverrideValue
 from schemas.plan import Plan
 from schemas.record import Record
 
-_SECTIONS = (*planning.SECTIONS, *planning.OPTIONAL_SECTIONS)
+_SECTIONS = (*planning.SECTIONS, *planning.OPTIONAL_SECTIONS, *planning.RUN_SECTIONS)
 
 
 def options(run_dir: Path) -> runner.Options:

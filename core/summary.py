@@ -120,6 +120,7 @@ def loss(steps: Sequence[ev.StepEvent]) -> rec.Loss:
     """Curves of one rank's steps."""
     losses = tuple(step.loss for step in steps if step.loss is not None)
     return rec.Loss(
+        first_step=steps[0].step if steps else 1,
         first=losses[0] if losses else None,
         last=losses[-1] if losses else None,
         curve=losses,

@@ -189,19 +189,22 @@ class _Worker:
     def _train(self, vendor: Vendor, device: Device) -> None:
         import torch
 
+        from core.checkpoint.of_run import RunCheckpoints
         from core.data.loader import DeviceLoader
         from core.loop import Loop
         from core.telemetry import TelemetrySampler
 
         self._log.emit(ev.PhaseEvent, phase="data")
         source = self._open_data()
+        checkpoints = RunCheckpoints(self._plan, source.facts.sha256, self._rank.rank, self._log)
         self._log.emit(ev.PhaseEvent, phase="setup")
         engine = self._set_up_engine(vendor, device)
+        checkpoints.load_into(engine)
         gas = self._plan.hyper_parameters.gradient_accumulation_steps
-        loader = DeviceLoader(source, gas, torch.device(device.torch_device))
+        loader = DeviceLoader(source, gas, torch.device(device.torch_device), checkpoints.step)
         sampler = TelemetrySampler(partial(vendor.collect_telemetry, device), self._log)
         try:
-            self._loop = Loop(self._plan, engine, loader, self._log)
+            self._loop = Loop(self._plan, engine, loader, self._log, checkpoints.step)
             self._loop.run()
             self._log.emit(ev.MemoryEvent, memory=vendor.collect_memory(device))
             if self._plan.measure.profile_steps:
@@ -209,6 +212,7 @@ class _Worker:
         finally:
             sampler.stop()
             loader.close()
+        checkpoints.save_from(engine, self._loop.step)
         if self._plan.evaluation is not None:
             self._evaluate(self._plan.evaluation, engine)
         self._log.emit(ev.PhaseEvent, phase="finish")

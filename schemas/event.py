@@ -11,7 +11,7 @@ from schemas.chip import Device, MemoryReading, TelemetryReading
 from schemas.evaluation import Accuracy, Benchmark
 from schemas.profile import Profile
 
-Phase = Literal["start", "data", "setup", "warmup", "measure", "profile", "evaluate", "finish"]
+Phase = Literal["start", "data", "setup", "warmup", "measure", "profile", "save", "evaluate", "finish"]
 Status = Literal["ok", "oom", "nan", "hang", "crashed", "interrupted", "invalid"]
 
 
@@ -164,6 +164,15 @@ class ProfileEvent(_Event):
     profile: Profile
 
 
+class CheckpointEvent(_Event):
+    """A checkpoint was read or written; on every rank, for every rank takes part."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    action: Literal["loaded", "saved"]
+    folder: str
+    step: PositiveInt
+
+
 class ErrorEvent(_Event):
     """The rank failed."""
 
@@ -185,7 +194,7 @@ Event = Annotated[
     Union[
         PhaseEvent, DeviceEvent, ModelEvent, DataEvent, StepEvent, WindowEvent,
         MemoryEvent, ProgressEvent, AccuracyEvent, TelemetryEvent, WarningEvent, HeartbeatEvent, SpeedEvent,
-        ProfileEvent, ErrorEvent, FinishEvent,
+        ProfileEvent, CheckpointEvent, ErrorEvent, FinishEvent,
     ],
     Field(discriminator="kind"),
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import override
 
 from schemas.case import Case, HardwareConfig
+from schemas.checkpoint import Checkpoint
 from schemas.chip import ChipSpec
 from schemas.conformance import ConformanceReport
 from schemas.event import EventAdapter
@@ -35,6 +36,7 @@ EXPORTED: Final[Mapping[str, TypeAdapter[Any]]] = {
     "report": TypeAdapter(Report),
     "reference": TypeAdapter(ReferenceCurve),
     "conformance": TypeAdapter(ConformanceReport),
+    "checkpoint": TypeAdapter(Checkpoint),
 }
 
 

@@ -126,6 +126,15 @@ class Measure(Schema):
         return self
 
 
+class CheckpointFolders(Schema):
+    """Where training goes on from, and what it leaves behind; see docs/checkpoints.md."""
+
+    load: str | None = None
+    """A checkpoint's folder: training goes on with the step after it."""
+    save: str | None = None
+    """A folder that is not there yet: the checkpoint is written into it after the last step."""
+
+
 OverrideValue = bool | int | float | str | None
 Overrides = dict[str, OverrideValue]
 """Dotted field to value: ``gradient_accumulation_steps`` (a hyper-parameter), ``measure.steps``,

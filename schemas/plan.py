@@ -10,7 +10,7 @@ from schemas.base import SCHEMA_VERSION, Name, Schema
 from schemas.case import DataSpec, TokenizerSpec
 from schemas.chip import ChipSpec, PeakPrecision
 from schemas.evaluation import EvaluationSpec
-from schemas.hyperparameters import HyperParameters, LoraSpec, Measure, OverrideValue
+from schemas.hyperparameters import CheckpointFolders, HyperParameters, LoraSpec, Measure, OverrideValue
 from schemas.model import DecoderSpec, VisionSpec
 from schemas.units import Parallel, Topology
 
@@ -61,6 +61,7 @@ class Plan(Schema):
     vision: VisionSpec | None = None
     lora: LoraSpec | None = None
     evaluation: EvaluationSpec | None = None
+    checkpoint: CheckpointFolders = CheckpointFolders()
     fix_hp: dict[str, OverrideValue]
     """What the run and ``--set`` changed relative to the config."""
     remark: str | None

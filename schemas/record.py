@@ -69,6 +69,8 @@ class Loss(Schema):
     first: float | None = None
     last: float | None = None
     """Of the last measured step: the table's ``loss``."""
+    first_step: PositiveInt = 1
+    """The optimizer step of the curves' first value; later than 1 where training went on from a checkpoint."""
     curve: tuple[float, ...] = ()
     """One value a step, warm-up included."""
     grad_norm_curve: tuple[float, ...] = ()

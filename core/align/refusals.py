@@ -76,6 +76,13 @@ def refusals_of_run(record: Record) -> list[Refusal]:
                 "compare a run whose engine tells it, and whose loss scaler skips no step",
             )
         )
+    if record.loss.first_step > 1:
+        found.append(
+            Refusal(
+                f"the run's curves begin with step {record.loss.first_step}, after a checkpoint",
+                "compare a run that begins with step 1",
+            )
+        )
     if record.data_manifest_sha256 is None or record.weights_sha256 is None:
         found.append(
             Refusal("the run does not tell its data and initial weights", "run it again with this release")

@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Column, Table
 
-from core.plan import OPTIONAL_SECTIONS
+from core.plan import OPTIONAL_SECTIONS, RUN_SECTIONS
 from core.plan import SECTIONS as PLAN_SECTIONS
 from schemas.evaluation import EMBEDDED, Accuracy
 from schemas.plan import Placement, Plan
 from schemas.record import Record
 from schemas.units import Percent
 
-SECTIONS = (("", "hyper_parameters"), *((f"{name}.", name) for name in (*PLAN_SECTIONS, *OPTIONAL_SECTIONS)))
+SECTIONS = (
+    ("", "hyper_parameters"),
+    *((f"{name}.", name) for name in (*PLAN_SECTIONS, *OPTIONAL_SECTIONS, *RUN_SECTIONS)),
+)
 
 
 def records_table(records: Sequence[Record]) -> Table:

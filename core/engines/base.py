@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from core.checkpoint.folder import began_with
+from core.checkpoint.tensors import read_weights
 from core.data.loader import StepBatch
 from core.engines.catalog import engine_spec
 from core.errors import DeviceError
@@ -22,6 +24,8 @@ from core.models.adapters import initialise_adapters, is_adapter, released_name
 from core.models.decoder import Decoder
 from core.models.initialise import ParameterCount, Place, T, initialise_random, load_safetensors
 from core.models.naming import PLAIN, Naming
+from core.optimizer_state import LossScaler, allocate
+from schemas.checkpoint import Part
 from schemas.chip import Device
 from schemas.plan import Plan
 
@@ -37,6 +41,7 @@ class ModelFacts:
 
     parameters: ParameterCount
     weights: Literal["random", "pretrained"]
+    """What training began with, before any checkpoint."""
     optimizer: str
     """Class of the optimizer that steps."""
 
@@ -99,11 +104,45 @@ class Engine(ABC):
         """The full value of a parameter, of which this rank may hold a part only."""
         return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
 
+    @property
+    @abstractmethod
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that step on this rank."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Part, ...]:
+        """What a checkpoint of this run holds for every weight."""
+
+    @abstractmethod
+    def gather(self, part: Part) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of ``part``, whole, by its weight's released name; on rank 0, on others it may be anything.
+
+        All ranks take part, in the same order. One tensor is whole at a time, so take each to its end before the
+        next is asked for. Frozen weights have no moments, and no main weights; the others' exist after a step.
+        """
+
+    @abstractmethod
+    def restore(self, part: Part, folder: Path) -> None:
+        """Read ``part`` from the safetensors in ``folder``; called after ``setup`` and ``allocate_state``.
+
+        Not for ``weights``, which ``setup`` has filled.
+        """
+
+    def allocate_state(self) -> None:
+        """Make the optimizer's state before the first step does."""
+        for optimizer in self.optimizers:
+            allocate(optimizer)
+
+    @property
+    def scaler(self) -> LossScaler | None:
+        """The loss scaler; None where there is none."""
+        return None
+
     def facts(self, counted: ParameterCount, optimizer: torch.optim.Optimizer) -> ModelFacts:
         """What ``setup`` returns; ``counted`` was taken before sharding hid the full shapes."""
-        weights: Literal["random", "pretrained"] = "random" if self.plan.weights is None else "pretrained"
         kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-        return ModelFacts(counted, weights, kind)
+        return ModelFacts(counted, began_with(self.plan), kind)
 
     def decoder(self, model: nn.Module) -> Decoder:
         """``model``, if it is a whole one as core builds it; DeviceError when a vendor's hook built another."""
@@ -121,12 +160,17 @@ class Engine(ABC):
         elsewhere: Collection[str] = (),
         naming: Naming = PLAIN,
     ) -> None:
-        """Fill what ``targets`` name, one tensor at a time, from the plan's weights or at random.
+        """Fill what ``targets`` name, one tensor at a time, from the plan's checkpoint, its weights or at random.
 
-        Adapters are always new. ``elsewhere``: names of the model's tensors that other ranks fill.
+        Adapters are new, but from a checkpoint. ``elsewhere``: names of the model's tensors that other ranks fill.
         ``naming``: what checkpoints call them.
         """
         given = list(targets)
+        if self.plan.checkpoint.load is not None:
+            checkpoint = Path(self.plan.checkpoint.load).expanduser()
+            named = [(released_name(name), target) for name, target in given]
+            read_weights(named, checkpoint, place, exact="main_weights" not in self.parts)
+            return
         if self.plan.lora is not None:
             initialise_adapters([pair for pair in given if is_adapter(pair[0])], self.hp.seed, place)
         targets = [(released_name(name), target) for name, target in given if not is_adapter(name)]

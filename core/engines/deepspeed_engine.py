@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from pathlib import Path
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from core.checkpoint.tensors import read_part
 from core.data.loader import StepBatch
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
+from core.engines.deepspeed_state import DeepSpeedState
+from core.models.adapters import released_name
 from core.models.initialise import count_parameters, place_plain
+from core.optimizer_state import LossScaler
 from core.optimizers import build_optimizer
 from core.trace import optimizer_range
+from schemas.checkpoint import Part
 
 PARAMETER_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What parameters are kept in; DeepSpeed keeps the fp32 main weights itself. Else fp32."""
@@ -34,11 +41,13 @@ class DeepSpeedEngine(Engine):
         model = model.to(PARAMETER_DTYPES.get(self.hp.precision, torch.float32))
         model.to_empty(device=self.device)
         self.initialise(model.named_parameters(), place_plain, naming=model.naming)
+        self._shapes = {released_name(name): parameter.shape for name, parameter in model.named_parameters()}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = optimizer_wrap(build_optimizer(trained, self.hp), model)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=dict(self.plan.engine_config), dist_init_required=False
         )
+        self._state = DeepSpeedState(self._engine, optimizer, self.hp.zero_stage)
         return self.facts(counted, optimizer)
 
     def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
@@ -61,7 +70,7 @@ class DeepSpeedEngine(Engine):
     def close(self) -> None:
         """DeepSpeed aborts at exit unless its engine is destroyed while the process group is alive."""
         self._engine.destroy()
-        del self._engine, self._optimizer
+        del self._engine, self._optimizer, self._state
         gc.collect()
         dist.barrier()
 
@@ -74,6 +83,44 @@ class DeepSpeedEngine(Engine):
         """The full value of a parameter, of which ZeRO stage 3 leaves this rank a part only."""
         with deepspeed.zero.GatheredParameters([parameter], enabled=self.hp.zero_stage == 3):
             return parameter.detach().clone()
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The one inside of DeepSpeed's."""
+        return [self._state.optimizer]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Main weights beside 16-bit parameters."""
+        main: tuple[Part, ...] = ("main_weights",) if self.hp.precision in PARAMETER_DTYPES else ()
+        return ("weights", *main, "exp_avg", "exp_avg_sq")
+
+    @property
+    def scaler(self) -> LossScaler | None:
+        """DeepSpeed's, or torch's under autocast."""
+        autocast = self.hp.precision == "amp" and self.hp.autocast_dtype == "fp16"
+        return self._state.scaler if autocast or self.hp.precision == "fp16" else None
+
+    def gather(self, part: Part) -> Iterator[tuple[str, Tensor]]:
+        """See the base class."""
+        for name, parameter in self._parameters_of(part):
+            yield name, self.whole(parameter) if part == "weights" else self._state.read(parameter, part)
+
+    def restore(self, part: Part, folder: Path) -> None:
+        """See the base class."""
+
+        def place(parameter: nn.Parameter, whole: Tensor) -> None:
+            self._state.write(parameter, part, whole)
+
+        read_part(self._parameters_of(part), folder, place, shapes=self._shapes)
+
+    def allocate_state(self) -> None:
+        """DeepSpeed links the moments to the parameters after the first step."""
+        self._state.allocate()
+
+    def _parameters_of(self, part: Part) -> list[tuple[str, nn.Parameter]]:
+        named = self._engine.module.named_parameters()
+        return [(released_name(name), p) for name, p in named if part == "weights" or p.requires_grad]
 
     def _unsharded_norm(self) -> Tensor | None:
         """The norm at the accumulation boundary of stage 0 in fp32, which DeepSpeed clips by but does not tell."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,12 +24,16 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from core.checkpoint.tensors import read_part
 from core.data.loader import StepBatch
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
+from core.models.adapters import released_name
 from core.models.decoder import Decoder
 from core.models.initialise import count_parameters, place_dtensor, place_plain
+from core.optimizer_state import LossScaler, moment
 from core.optimizers import StochasticAdamW, build_optimizer
 from core.trace import optimizer_range
+from schemas.checkpoint import Part
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,9 +56,12 @@ class TorchEngine(Engine):
         sharded = self._is_sharded()
         if sharded:
             self._shard(model)
+        self._place = place_dtensor if sharded else place_plain
         model.to_empty(device=self.device)
-        place = place_dtensor if sharded else place_plain
-        self.initialise(model.named_parameters(), place, naming=model.naming)
+        self.initialise(model.named_parameters(), self._place, naming=model.naming)
+        self._named_parameters = {released_name(name): parameter for name, parameter in model.named_parameters()}
+        if pure_bf16:  # replicas whose noise differs would drift apart; torch seeds each process at random
+            torch.manual_seed(self.hp.seed)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = optimizer_wrap(build_optimizer(self._parameters, self.hp), model)
         self._model: nn.Module = model if sharded or dist.get_world_size() == 1 else self._replicate(model)
@@ -80,7 +88,47 @@ class TorchEngine(Engine):
 
     def close(self) -> None:
         """Drop the model and its optimizer."""
-        del self._model, self._optimizer, self._parameters
+        del self._model, self._optimizer, self._parameters, self._named_parameters
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The one."""
+        return [self._optimizer]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Main weights, where there are some, are the parameters themselves."""
+        main: tuple[Part, ...] = ("main_weights",) if self._keeps_main_weights() else ()
+        return ("weights", *main, "exp_avg", "exp_avg_sq")
+
+    def gather(self, part: Part) -> Iterator[tuple[str, Tensor]]:
+        """See the base class."""
+        rounded = part == "weights" and self._keeps_main_weights()
+        for name, tensor in self._tensors(part):
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            yield name, whole.to(TORCH_DTYPES[self.hp.precision]) if rounded else whole
+
+    def restore(self, part: Part, folder: Path) -> None:
+        """See the base class."""
+        read_part(self._tensors(part), folder, self._place)
+
+    @property
+    def scaler(self) -> LossScaler | None:
+        """Torch's, in fp16."""
+        return self._scaler
+
+    def _tensors(self, part: Part) -> Iterator[tuple[str, Tensor]]:
+        """This rank's own tensors, as parameters are: whole, or as DTensors."""
+        for name, parameter in self._named_parameters.items():
+            if part == "weights" or (part == "main_weights" and parameter.requires_grad):
+                yield name, parameter.data
+            elif parameter.requires_grad:
+                held = moment(self._optimizer, parameter, part)
+                yield name, _as_sharded(parameter, held) if isinstance(parameter, DTensor) else held
+
+    def _keeps_main_weights(self) -> bool:
+        kept_apart = self._frozen_type() is not None  # the trained ones are fp32 themselves
+        return self.hp.precision in TORCH_DTYPES and self.hp.optimizer_state == "fp32" and not kept_apart
 
     def trained_model(self) -> nn.Module:
         """Without DDP around it, which would only synchronise gradients."""
@@ -88,9 +136,7 @@ class TorchEngine(Engine):
         return model.module if isinstance(model, DistributedDataParallel) else model
 
     def _is_sharded(self) -> bool:
-        kept_apart = self._frozen_type() is not None  # the trained ones are fp32 themselves
-        main_weights = self.hp.precision in TORCH_DTYPES and self.hp.optimizer_state == "fp32" and not kept_apart
-        return main_weights or (self.hp.zero_stage > 0 and dist.get_world_size() > 1)
+        return self._keeps_main_weights() or (self.hp.zero_stage > 0 and dist.get_world_size() > 1)
 
     def _shard(self, model: Decoder) -> None:
         """FSDP2 over the blocks and the rest; stage 0 replicates by a shard group of one rank."""
@@ -166,6 +212,16 @@ class TorchEngine(Engine):
             else:
                 torch._foreach_mul_(grads, coefficient)
         return norm
+
+
+def _as_sharded(parameter: DTensor, held: Tensor) -> Tensor:
+    """A moment as a DTensor; some optimizers keep the plain local part."""
+    if isinstance(held, DTensor):
+        return held
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(
+        held, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
 
 
 def _local(grad: Tensor) -> Tensor:

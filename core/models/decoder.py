@@ -184,6 +184,10 @@ class Decoder(nn.Module):
         found: Losses | Tensor = self.lm_head(self.model(input_ids, document_ids=document_ids), labels)
         return found
 
+    def transformers_config(self) -> dict[str, object] | None:
+        """The ``config.json`` that transformers loads the weights with; None for a model unknown to it."""
+        return None
+
     def apply_activation_checkpointing(self) -> None:
         """Recomputes activations in the backward pass as ``hp.activation_checkpointing`` says.
 

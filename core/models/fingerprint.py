@@ -30,6 +30,8 @@ def weights_sha256(plan: Plan, device: torch.device) -> str:
     deviation or generator (each type of device has its own) gives another hash. Of pretrained ones, names, types,
     shapes and the first values of all tensors are hashed; how they are split into files does not matter.
     """
+    if plan.checkpoint.load is not None:  # moments go with its weights, which other runs do not start with
+        return _sha256(["checkpoint", _safetensors(Path(plan.checkpoint.load).expanduser())])
     if plan.weights is None:
         return _random(plan.model, plan.hyper_parameters.seed, device)
     return _safetensors(Path(plan.weights))

@@ -34,7 +34,7 @@ Place = Callable[[T, Tensor], None]
 Shapes = Mapping[str, torch.Size]
 """Full shapes by name, for parameters that do not show theirs (ZeRO stage 3); take them on meta."""
 
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 _BUFFER = "rotary_emb.inv_freq"
 _FLOATING = ("F64", "F32", "F16", "BF16")
 
@@ -64,13 +64,13 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     )
 
 
-def place_plain(parameter: nn.Parameter, full: Tensor) -> None:
+def place_plain(parameter: Tensor, full: Tensor) -> None:
     """Copies ``full`` into a parameter that is not sharded."""
     with torch.no_grad():
         parameter.copy_(full)
 
 
-def place_dtensor(parameter: nn.Parameter, full: Tensor) -> None:
+def place_dtensor(parameter: Tensor, full: Tensor) -> None:
     """Copies this rank's part of ``full`` into a DTensor, without communication: every rank has ``full``."""
     target = parameter.data
     assert isinstance(target, DTensor)
@@ -156,7 +156,7 @@ _FETCH_AGAIN = "check the folder that 'weights' names, or fetch its files again"
 
 def files_by_tensor(folder: Path) -> dict[str, Path]:
     """Tensor name to file, from the index or else from the only file; UsageError where ``folder`` has neither."""
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.exists():
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -167,7 +167,7 @@ def files_by_tensor(folder: Path) -> dict[str, Path]:
         single = sorted(folder.glob("*.safetensors"))
         if len(single) != 1:
             raise UsageError(
-                f"{folder} holds {len(single)} *.safetensors files and no {_INDEX}",
+                f"{folder} holds {len(single)} *.safetensors files and no {INDEX}",
                 "name a folder with one safetensors file, or with several and their index",
             )
         files = dict.fromkeys(_tensor_names(single[0]), single[0])

@@ -36,3 +36,24 @@ class Llama2(Decoder):
     """Llama 2 of any size; transformers' ``LlamaForCausalLM`` has the same names and results."""
 
     attention_type = LlamaAttention
+
+    def transformers_config(self) -> dict[str, object] | None:
+        """Of ``LlamaForCausalLM``, from version 4.31 on (the first with grouped-query attention)."""
+        spec = self.spec
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": spec.hidden_size,
+            "intermediate_size": spec.intermediate_size,
+            "num_hidden_layers": spec.num_layers,
+            "num_attention_heads": spec.num_heads,
+            "num_key_value_heads": spec.num_kv_heads,
+            "vocab_size": spec.vocab_size,
+            "max_position_embeddings": spec.max_positions,
+            "rope_theta": spec.rope_theta,
+            "rms_norm_eps": spec.norm_eps,
+            "initializer_range": spec.initializer_range,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "tie_word_embeddings": False,
+        }

@@ -74,6 +74,9 @@ class Llava(Llama2):
         behind = [f"vision_tower.encoder.layers.{n}." for n in range(vision.used_layers, vision.num_layers)]
         return Naming(RELEASES, unused=(*behind, "vision_tower.post_layernorm."), longer=_WORDS)
 
+    def transformers_config(self) -> None:
+        """None: transformers gives the tensors other names."""
+
     @property
     def blocks(self) -> Sequence[Block]:
         """The tower's layers, then the decoder's."""

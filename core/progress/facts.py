@@ -8,10 +8,20 @@ from collections.abc import Mapping
 
 from core.progress.state import STAGES, RunState
 from core.report.cells import percent
+from schemas import event as ev
 from schemas.plan import Plan
 
 NAMED_RANKS = 4
 """Runs of neighbouring ranks that one line names."""
+
+
+def line(event: ev.Event) -> str | None:
+    """What is told of an event in a line of its own; on every rank but the first, only warnings are."""
+    if isinstance(event, ev.WarningEvent):
+        return f"warning: {event.message}"
+    if isinstance(event, ev.CheckpointEvent) and event.rank == 0:
+        return f"checkpoint {event.action}: {event.folder}, step {event.step}"
+    return None
 
 
 def title(plan: Plan) -> str:

@@ -28,8 +28,8 @@ class Lines:
         state = self._state
         state.observe(event, now_s)
         stepped, self._step = state.step != self._step, state.step
-        if isinstance(event, ev.WarningEvent):
-            self.say(f"warning: {event.message}")
+        if line := facts.line(event):
+            self.say(line)
         elif state.stage != self._stage:
             self._stage = state.stage
             self._tell(f"phase {state.stage}", now_s)

@@ -34,8 +34,8 @@ class Panel:
     def show(self, event: ev.Event, now_s: float) -> None:
         """Take one event into account."""
         self._state.observe(event, now_s)
-        if isinstance(event, ev.WarningEvent):
-            self.say(f"warning: {event.message}")
+        if line := facts.line(event):
+            self.say(line)
 
     def tick(self, now_s: float) -> None:
         """Redraw, if it is time."""

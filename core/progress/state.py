@@ -111,6 +111,8 @@ class RunState:
         """The least advanced rank's; ranks that have failed count only where all have."""
         self.last_step: ev.StepEvent | None = None
         """Of the first of the ranks; the loss is the same on all."""
+        self._before = 0
+        """Steps that a checkpoint's run had taken."""
         self.capacity_gib: float | None = None
         self._parameters: Parameters | None = None
 
@@ -121,6 +123,7 @@ class RunState:
             return
         rank.observe(event, now_s)
         if isinstance(event, ev.StepEvent) and event.rank == min(self.ranks):
+            self._before = event.step - 1 if self.last_step is None else self._before
             self.last_step = event
         elif isinstance(event, ev.ModelEvent):
             self._parameters = summary.parameters(event)
@@ -146,7 +149,7 @@ class RunState:
     def total_steps(self) -> int | None:
         """Warm-up included; until the window is planned the warm-up's alone."""
         if self.last_step is None or self.last_step.total_steps is None:
-            return self.plan.measure.warmup_steps if self.stage == "warmup" else None
+            return self._before + self.plan.measure.warmup_steps if self.stage == "warmup" else None
         return self.last_step.total_steps
 
     @property

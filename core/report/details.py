@@ -23,12 +23,19 @@ def run_details(record: Record, plan: Plan) -> TextItem:
         entries.append(_entry("失败", "Failed", verbatim(record.status + reason)))
     if record.unofficial_reason is not None:
         entries.append(_entry("非正式原因", "Unofficial because", verbatim(record.unofficial_reason)))
+    if record.loss.first_step > 1:
+        entries.append(_went_on(record.loss.first_step - 1))
     if record.status == "ok":
         entries += [*_timing(record, plan), *_utilisation(record), *_memory(record), *_energy(record)]
         entries += [*_alignment(record), *_accuracy(record), *_profile(record)]
     entries += [_entry("警告", "Warning", verbatim(message)) for message in record.warnings]
     title = Text(zh=f"运行 {record.run}", en=f"Run {record.run}")
     return TextItem(text=title, children=item_list("-", entries))
+
+
+def _went_on(step: int) -> Item:
+    text = Text(zh=f"从第 {step} 步的检查点继续训练", en=f"goes on from a checkpoint of step {step}")
+    return _entry("续训", "Continued", text)
 
 
 def _alignment(record: Record) -> list[Item]:

@@ -68,14 +68,15 @@ def draw(curve: Curve, record: Record) -> Figure:
 
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    steps = range(1, len(curve.values) + 1)
+    begin = record.loss.first_step
+    steps = range(begin, begin + len(curve.values))
     axes.plot(steps, curve.values, color="#1f5fa8", linewidth=1.4, marker=".", markersize=4, zorder=3)
     if curve.level is not None:
         axes.axhline(curve.level, color="#c05020", linewidth=1.0, linestyle="--", label=curve.level_label)
     warmup = record.plan.measure.warmup_steps if record.plan else 0
     if warmup:
-        axes.axvspan(0.5, warmup + 0.5, color="#d9d9d9", alpha=0.6, linewidth=0, label="warm-up")
-    axes.set_xlim(0.5, len(curve.values) + 0.5)
+        axes.axvspan(begin - 0.5, begin + warmup - 0.5, color="#d9d9d9", alpha=0.6, linewidth=0, label="warm-up")
+    axes.set_xlim(begin - 0.5, begin + len(curve.values) - 0.5)
     if curve.from_zero:
         axes.set_ylim(0, 1.15 * max(*curve.values, curve.level or 0.0) or 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -16,7 +16,7 @@ from core.plugins import Vendor
 from core.selection import parse_sets
 from schemas.case import Case
 from schemas.evaluation import EvaluationSpec
-from schemas.hyperparameters import HyperParameters, LoraSpec
+from schemas.hyperparameters import CheckpointFolders, HyperParameters, LoraSpec
 from schemas.plan import Plan
 from schemas.units import ModuleNames, PipelineLayers
 
@@ -45,9 +45,13 @@ def test_each_layer_covers_the_ones_before_and_leaves_its_name(make_plan: MakePl
         assert plan.origins["local_batch_size"] == origin
 
 
+OWN_SECTIONS = (*planning.SECTIONS, *planning.RUN_SECTIONS)
+"""Of every plan."""
+
+
 def test_every_value_of_the_plan_has_an_origin(make_plan: MakePlan) -> None:
     plan = make_plan(defaults={"measure.steps": 30}, run={"fix_hp": {"model.num_layers": 2}})
-    sections = {"": plan.hyper_parameters} | {f"{name}.": getattr(plan, name) for name in planning.SECTIONS}
+    sections = {"": plan.hyper_parameters} | {f"{name}.": getattr(plan, name) for name in OWN_SECTIONS}
     names = {prefix + name for prefix, section in sections.items() for name in type(section).model_fields}
     assert set(plan.origins) == names | {"engine", "weights"}
     assert plan.origins["measure.steps"] == plan.origins["engine"] == CONFIG
@@ -233,6 +237,7 @@ def test_other_engines_have_no_configuration_of_their_own(make_plan: MakePlan) -
         ({}, None),
         ({"run": {"fix_hp": {"local_batch_size": 2}}}, None),
         ({"sets": {"data.path": "/data", "weights": "/weights"}}, None),
+        ({"sets": {"checkpoint.load": "ck/a", "checkpoint.save": "ck/b"}}, None),
         ({"engine": "torch", "defaults": {"zero_stage": 2}, "run": {"engine": "deepspeed"}}, None),
         ({"sets": {"seed": "1", "local_batch_size": "2"}}, "--set changed local_batch_size, seed"),
         ({"defaults": {"zero_stage": 2}, "engine": "deepspeed", "chosen": "torch"},
@@ -347,6 +352,13 @@ def test_weights_and_prepared_data_are_places_on_this_machine(make_plan: MakePla
     assert (plan.weights, plan.data.path) == ("/weights", "/data")
     assert plan.global_batch_size > plan.data.generated_sequences  # which is of no account here
     assert make_plan().weights is None
+
+
+def test_checkpoints_are_places_on_this_machine_too(make_plan: MakePlan) -> None:
+    plan = make_plan(sets={"checkpoint.load": "ck/a", "checkpoint.save": "ck/b"})
+    assert (plan.checkpoint.load, plan.checkpoint.save) == ("ck/a", "ck/b")
+    assert plan.fix_hp == {}
+    assert make_plan().checkpoint == CheckpointFolders()
 
 
 def test_what_a_case_leaves_out_is_the_default(toy: Case, make_plan: MakePlan) -> None:

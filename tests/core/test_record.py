@@ -217,6 +217,7 @@ def test_memory_is_the_fullest_ranks(whole: RunFolder) -> None:
 
 def test_curves_are_rank_0s_warm_up_included(whole: RunFolder) -> None:
     loss = whole.record().loss
+    assert loss.first_step == 1
     assert (loss.first, loss.last, len(loss.curve)) == (4.9, 5.0 - 2.2, WARMUP + MEASURED)
     assert loss.grad_norm_curve[:2] == (2.0, 3.0)
     assert loss.step_time_curve_s[-1] == 2.22
@@ -331,6 +332,16 @@ def test_an_emulated_chip_or_device_is_told(make_folder: MakeFolder) -> None:
 def test_prepared_data_and_weights_are_named_before_they_are_read(make_folder: MakeFolder) -> None:
     record = make_folder(sets={"data.path": "/data", "weights": "/weights"}).record()
     assert (record.data, record.weights) == ("openwebtext", "pretrained")
+
+
+def test_a_run_that_goes_on_tells_what_training_began_with_and_where_its_curves_begin(
+    make_folder: MakeFolder,
+) -> None:
+    folder = make_folder(topology="X1x1x1", sets={"weights": "/weights", "checkpoint.load": "/ck/a"})
+    folder.start(0)  # from random weights, says the checkpoint
+    folder.step(0, "warmup", 46)
+    record = folder.record()
+    assert (record.weights, record.loss.first_step) == ("random", 46)
 
 
 def test_the_first_cause_counts_not_its_peers_lost_connection(make_folder: MakeFolder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,15 +26,18 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
 from torch import Tensor, nn
 
+from core.checkpoint.tensors import read_part
 from core.data.loader import StepBatch
 from core.data.source import IGNORED_LABEL
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
-from core.engines.megatron.config import megatron_config
-from core.engines.megatron.weights import Split, place, released_names, released_tensors
+from core.engines.megatron.config import HALF_PRECISIONS, megatron_config
+from core.engines.megatron.state import MegatronState
+from core.engines.megatron.weights import Released, Split, place, released_names, released_tensors
 from core.models.factory import build_decoder
 from core.models.initialise import ParameterCount
 from core.optimizers import build_optimizer
 from core.trace import optimizer_range
+from schemas.checkpoint import Part
 
 MicroBatches = Iterator[Mapping[str, Tensor]]
 
@@ -57,11 +61,13 @@ class MegatronEngine(Engine):
         first = parallel_state.get_pipeline_model_parallel_rank()
         own = range(first, hp.pipeline_parallel * hp.virtual_pipeline_stages, hp.pipeline_parallel)
         stages = [build_model(stage) for stage in own]
+        self._released: dict[str, Released] = {}
         self._fill(stages)
         counted = self._count(stages)
         self._arguments = megatron_config(hp, self.plan.model, self.plan.parallel)
         self._chunks = self._replicate(stages)
         self._optimizer = self._build_optimizer(optimizer_wrap)
+        self._state = MegatronState(self._optimizer, self.data_group)
         self._run_schedule = get_forward_backward_func()
         self._cross_entropy = self._scale = torch.zeros((), device=self.device)
         return self.facts(counted, self._optimizer.chained_optimizers[0].optimizer)
@@ -91,10 +97,70 @@ class MegatronEngine(Engine):
 
     def close(self) -> None:
         """Drop the model, its optimizer and Megatron's process groups."""
-        del self._chunks, self._optimizer
+        del self._chunks, self._optimizer, self._state, self._released
         gc.collect()
         dist.barrier()
         parallel_state.destroy_model_parallel()
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Torch's, or the vendor's, inside of Megatron's."""
+        return [chained.optimizer for chained in self._optimizer.chained_optimizers]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Main weights beside 16-bit parameters."""
+        main: tuple[Part, ...] = ("main_weights",) if self.hp.precision in HALF_PRECISIONS else ()
+        return ("weights", *main, "exp_avg", "exp_avg_sq")
+
+    def gather(self, part: Part) -> Iterator[tuple[str, Tensor]]:
+        """See the base class: the ranks of a stage join a tensor, and the first of them sends it to rank 0."""
+        dtype = self._chunks[0].config.params_dtype if part == "weights" else torch.float32
+        if part == "weights" and self._arguments["data_parallel"]["use_distributed_optimizer"]:
+            for chunk in self._chunks:  # else each replica has its own share of them up to date until it goes on
+                chunk.start_param_sync(force_sync=True)
+        rank = dist.get_rank()
+        for name, (shape, owner) in self._owners().items():
+            if name in self._released:
+                whole = self._join(self._released[name], part)
+            else:
+                whole = torch.empty(shape if rank == 0 else 0, dtype=dtype, device=self.device)
+            if owner != 0 and rank == owner:
+                dist.send(whole, 0)
+            elif owner != 0 and rank == 0:
+                dist.recv(whole, owner)
+            yield name, whole
+
+    def restore(self, part: Part, folder: Path) -> None:
+        """See the base class."""
+
+        def write(target: Released, full: Tensor) -> None:
+            for piece, own in target.parts(full):
+                self._state.write(piece.parameter, piece.view, part, own)
+
+        read_part(self._released.items(), folder, write)
+
+    def _owners(self) -> dict[str, tuple[torch.Size, int]]:
+        """All tensors in one order on every rank, with their shapes and the first rank of those that hold them."""
+        told: list[dict[str, torch.Size]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(told, {name: target.shape for name, target in self._released.items()})
+        owners: dict[str, tuple[torch.Size, int]] = {}
+        for rank, held in enumerate(told):
+            for name, shape in held.items():
+                owners.setdefault(name, (shape, rank))
+        return owners
+
+    def _join(self, target: Released, part: Part) -> Tensor:
+        """The whole tensor from the parts of the tensor parallel ranks."""
+        group, size = parallel_state.get_tensor_model_parallel_group(), target.split.size
+        rows = []
+        for piece in target.pieces:
+            held = piece.parameter.detach() if part == "weights" else self._state.read(piece.parameter, part)
+            own = piece.view(held).contiguous()
+            parts = [torch.empty_like(own) for _ in range(size)]
+            dist.all_gather(parts, own, group=group)
+            rows.append(piece.whole(parts))
+        return torch.cat(rows)
 
     def _fill(self, stages: list[nn.Module]) -> None:
         """Values by the names of the released checkpoint, the same for every way of splitting."""
@@ -102,9 +168,10 @@ class MegatronEngine(Engine):
         split = Split(
             parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
         )
-        own = [pair for stage in stages for pair in released_tensors(stage, self.plan.model, attention, split)]
-        elsewhere = released_names(self.plan.model, attention) - {name for name, _ in own}
-        self.initialise(own, place, elsewhere)
+        for stage in stages:
+            self._released |= released_tensors(stage, self.plan.model, attention, split)
+        elsewhere = released_names(self.plan.model, attention) - self._released.keys()
+        self.initialise(self._released.items(), place, elsewhere)
 
     def _count(self, stages: list[nn.Module]) -> ParameterCount:
         """Of the whole model: split parameters count as often as they are split, and pipeline ranks add up."""

@@ -18,26 +18,10 @@ from torch import Tensor, nn
 from core.models.llama import LlamaAttention
 from schemas.model import DecoderSpec
 
-Select = Callable[[Tensor], Tensor]
-"""From a full tensor, this rank's part of it."""
-Piece = tuple[Tensor, Select]
-"""A view of this rank's parameter, and what of the full tensor fills it."""
+ROWS, COLUMNS = 0, 1
 
-
-@dataclass(frozen=True)
-class Released:
-    """One tensor of the checkpoint, and this rank's views of what it fills."""
-
-    shape: torch.Size
-    device: torch.device
-    pieces: tuple[Piece, ...]
-
-
-def place(target: Released, full: Tensor) -> None:
-    """Copy this rank's part of ``full`` to where it belongs."""
-    with torch.no_grad():
-        for view, select in target.pieces:
-            view.copy_(select(full))
+View = Callable[[Tensor], Tensor]
+"""Of a tensor in a parameter's shape (the parameter, or a moment of it), the elements that one piece fills."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +31,62 @@ class Split:
     rank: int
     size: int
 
-    def rows(self, full: Tensor) -> Tensor:
-        """Its part of the first dimension."""
-        return full.chunk(self.size, dim=0)[self.rank]
 
-    def columns(self, full: Tensor) -> Tensor:
-        """Its part of the second dimension."""
-        return full.chunk(self.size, dim=1)[self.rank]
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a tensor of the checkpoint, and where this rank's part of them lies."""
+
+    parameter: nn.Parameter
+    view: View
+    split_dim: int | None
+    """Of the view: the dimension that is split over the tensor parallel ranks; None where each has all of it."""
+    shape: tuple[int, ...]
+    """Of the rows."""
+
+    def part(self, rows: Tensor, split: Split) -> Tensor:
+        """This rank's part of the whole ``rows``, in the shape of its view."""
+        if self.split_dim is None:
+            return rows
+        shape = list(self.view(self.parameter.detach()).shape)
+        shape[self.split_dim] *= split.size
+        return rows.reshape(shape).chunk(split.size, self.split_dim)[split.rank]
+
+    def whole(self, parts: list[Tensor]) -> Tensor:
+        """The rows, from the parts of all tensor parallel ranks."""
+        joined = parts[0] if self.split_dim is None else torch.cat(parts, self.split_dim)
+        return joined.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Released:
+    """One tensor of the checkpoint: its pieces, from the first row on."""
+
+    split: Split
+    pieces: tuple[Piece, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole tensor."""
+        first = self.pieces[0].shape
+        return torch.Size((sum(piece.shape[0] for piece in self.pieces), *first[1:]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank's part lies."""
+        return self.pieces[0].parameter.device
+
+    def parts(self, full: Tensor) -> Iterator[tuple[Piece, Tensor]]:
+        """Each piece, and this rank's part of its rows of ``full``."""
+        for piece, rows in zip(
+            self.pieces, torch.split(full, [piece.shape[0] for piece in self.pieces]), strict=True
+        ):
+            yield piece, piece.part(rows, self.split)
+
+
+def place(target: Released, full: Tensor) -> None:
+    """Copy this rank's part of ``full`` into the parameters."""
+    for piece, part in target.parts(full):
+        piece.view(piece.parameter.detach()).copy_(part)
 
 
 def released_names(spec: DecoderSpec, attention: type[nn.Module]) -> set[str]:
@@ -68,63 +101,64 @@ def released_names(spec: DecoderSpec, attention: type[nn.Module]) -> set[str]:
 def released_tensors(
     model: GPTModel, spec: DecoderSpec, attention: type[nn.Module], split: Split
 ) -> Iterator[tuple[str, Released]]:
-    """The checkpoint's tensors that lie in ``model``, one stage, with their full shapes."""
+    """The checkpoint's tensors that lie in ``model``, one stage."""
     hidden, words = spec.hidden_size, spec.vocab_size
+
+    def released(*pieces: Piece) -> Released:
+        return Released(split, pieces)
+
     if model.pre_process:
         embedding = model.embedding.word_embeddings.weight
-        yield "model.embed_tokens.weight", _one(embedding, (words, hidden), split.rows)
+        yield "model.embed_tokens.weight", released(Piece(embedding, _all, ROWS, (words, hidden)))
     for layer in model.decoder.layers:
         prefix = f"model.layers.{layer.layer_number - 1}."
-        for name, tensor in _layer_tensors(layer, spec, attention, split):
-            yield f"{prefix}{name}.weight", tensor
+        for name, pieces in _layer_tensors(layer, spec, attention, split):
+            yield f"{prefix}{name}.weight", released(*pieces)
     if model.post_process:
-        yield "model.norm.weight", _one(model.decoder.final_layernorm.weight, (hidden,), _whole)
-        yield "lm_head.weight", _one(model.output_layer.weight, (words, hidden), split.rows)
+        yield "model.norm.weight", released(Piece(model.decoder.final_layernorm.weight, _all, None, (hidden,)))
+        yield "lm_head.weight", released(Piece(model.output_layer.weight, _all, ROWS, (words, hidden)))
 
 
 def _layer_tensors(
     layer: Any, spec: DecoderSpec, attention: type[nn.Module], split: Split
-) -> Iterator[tuple[str, Released]]:
+) -> Iterator[tuple[str, tuple[Piece, ...]]]:
     hidden, ffn = spec.hidden_size, spec.intermediate_size
-    yield from _projections(layer.self_attention.linear_qkv.weight, spec, attention, split)
-    yield "self_attn.o_proj", _one(layer.self_attention.linear_proj.weight, (hidden, hidden), split.columns)
-    gate, up = layer.mlp.linear_fc1.weight.detach().chunk(2)
-    yield "mlp.gate_proj", _one(gate, (ffn, hidden), split.rows)
-    yield "mlp.up_proj", _one(up, (ffn, hidden), split.rows)
-    yield "mlp.down_proj", _one(layer.mlp.linear_fc2.weight, (hidden, ffn), split.columns)
-    yield "input_layernorm", _one(layer.input_layernorm.weight, (hidden,), _whole)
-    yield "post_attention_layernorm", _one(layer.pre_mlp_layernorm.weight, (hidden,), _whole)
-
-
-def _projections(
-    fused: Tensor, spec: DecoderSpec, attention: type[nn.Module], split: Split
-) -> Iterator[tuple[str, Released]]:
-    """Queries, keys and values in the fused matrix: from a tensor each, or from one that holds them in turn."""
-    hidden, kv_size = spec.hidden_size, spec.num_kv_heads * spec.head_size
-    sizes = (hidden, kv_size, kv_size)
-    per_group = spec.num_heads // spec.num_kv_heads
-    groups = fused.detach().view(spec.num_kv_heads // split.size, per_group + 2, spec.head_size, hidden)
-    views = (groups[:, :per_group], groups[:, per_group], groups[:, per_group + 1])
+    projections = _projections(layer.self_attention.linear_qkv.weight, spec, split)
     if attention is LlamaAttention:
-        for name, view, size in zip(("q_proj", "k_proj", "v_proj"), views, sizes, strict=True):
-            yield f"self_attn.{name}", _one(view, (size, hidden), partial(_groups_of, view.shape, split))
-        return
-
-    def part(number: int, full: Tensor) -> Tensor:
-        return _groups_of(views[number].shape, split, torch.split(full, list(sizes))[number])
-
-    pieces = tuple((view, partial(part, number)) for number, view in enumerate(views))
-    yield "self_attn.W_pack", Released(torch.Size((sum(sizes), hidden)), fused.device, pieces)
-
-
-def _groups_of(shape: torch.Size, split: Split, projection: Tensor) -> Tensor:
-    """This rank's groups of a full projection, in the shape of their view."""
-    return split.rows(projection.reshape(shape[0] * split.size, *shape[1:]))
+        for name, piece in zip(("q_proj", "k_proj", "v_proj"), projections, strict=True):
+            yield f"self_attn.{name}", (piece,)
+    else:
+        yield "self_attn.W_pack", projections
+    output, down = layer.self_attention.linear_proj.weight, layer.mlp.linear_fc2.weight
+    yield "self_attn.o_proj", (Piece(output, _all, COLUMNS, (hidden, hidden)),)
+    for half, name in enumerate(("mlp.gate_proj", "mlp.up_proj")):
+        yield name, (Piece(layer.mlp.linear_fc1.weight, partial(_half, half), ROWS, (ffn, hidden)),)
+    yield "mlp.down_proj", (Piece(down, _all, COLUMNS, (hidden, ffn)),)
+    yield "input_layernorm", (Piece(layer.input_layernorm.weight, _all, None, (hidden,)),)
+    yield "post_attention_layernorm", (Piece(layer.pre_mlp_layernorm.weight, _all, None, (hidden,)),)
 
 
-def _whole(full: Tensor) -> Tensor:
-    return full
+def _projections(fused: nn.Parameter, spec: DecoderSpec, split: Split) -> tuple[Piece, Piece, Piece]:
+    """Queries, keys and values in the fused matrix, whose groups are split over the ranks."""
+    hidden, kv_size = spec.hidden_size, spec.num_kv_heads * spec.head_size
+    per_group = spec.num_heads // spec.num_kv_heads
+    groups = (spec.num_kv_heads // split.size, per_group + 2, spec.head_size, hidden)
+    queries, key, value = slice(0, per_group), slice(per_group, per_group + 1), slice(per_group + 1, None)
+    return (
+        Piece(fused, partial(_of_groups, groups, queries), ROWS, (hidden, hidden)),
+        Piece(fused, partial(_of_groups, groups, key), ROWS, (kv_size, hidden)),
+        Piece(fused, partial(_of_groups, groups, value), ROWS, (kv_size, hidden)),
+    )
 
 
-def _one(view: Tensor, shape: tuple[int, ...], select: Select) -> Released:
-    return Released(torch.Size(shape), view.device, ((view.detach(), select),))
+def _all(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _half(number: int, tensor: Tensor) -> Tensor:
+    return tensor.chunk(2)[number]
+
+
+def _of_groups(groups: tuple[int, ...], heads: slice, tensor: Tensor) -> Tensor:
+    """These heads of every group."""
+    return tensor.view(groups)[:, heads]

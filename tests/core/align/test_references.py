@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from core.align.references import find_reference, make_reference, write_reference
 from core.errors import UsageError
 from core.report.load import load_references
-from schemas.record import Record
+from schemas.record import Loss, Record
 from schemas.reference import ReferenceCurve
 from tests.core.align.conftest import LOSSES, NORMS, STEPS
 
@@ -88,6 +88,11 @@ def test_it_keeps_the_planned_steps_and_what_must_be_shared(make_record: MakeRec
         (LOSSES[:39], {}, "a reference of 39 steps is too short"),
         ((5.0,) * STEPS, {}, "falls by 0.0% only is flat"),
         (LOSSES, {"status": "crashed", "reason": "lost"}, "the run ended with status crashed"),
+        (
+            LOSSES,
+            {"loss": Loss(curve=LOSSES, grad_norm_curve=NORMS, first_step=6)},
+            "begin with step 6, after a ch",
+        ),
         (LOSSES, {"weights_sha256": None}, "does not tell its data and initial weights"),
         (LOSSES, {"plan": None}, "holds no curves"),
     ],

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from core import cases, defaults, plan, plugins
 from core.data.loader import StepBatch
-from core.engines.base import Engine, load_engine
+from core.engines.base import Engine, ModelFacts, load_engine
 from core.layout import coordinates
 from core.schedule import learning_rate
+from schemas.plan import Plan
 
 GLOBAL_BATCH, LENGTH, VOCABULARY = 8, 32, 64
 IGNORED = -100
@@ -56,11 +59,40 @@ class VendorsAdamW(torch.optim.AdamW):
     """What a vendor's ``optimizer_wrap`` puts in the place of core's."""
 
 
-def main(job: dict[str, object]) -> None:
-    """Train and print."""
+@dataclass
+class Job:
+    """One engine, set up on this rank, and what it was set up of."""
+
+    plan: Plan
+    engine: Engine
+    rank: int
+    facts: ModelFacts
+    held: dict[int, int]
+    """Parameters of each stage on this rank."""
+
+    def train(self, first: int, last: int) -> tuple[list[float], list[float]]:
+        """Losses and gradient norms of the steps ``first`` to ``last``."""
+        losses, norms = [], []
+        data = coordinates(self.plan.parallel, self.rank).data
+        for step in range(first, last + 1):
+            batch = own_part(step, data, self.plan.parallel.dp, self.plan.hyper_parameters.local_batch_size)
+            result = self.engine.step(batch, learning_rate(self.plan.hyper_parameters, step))
+            losses.append(result.loss.item())
+            norms.append(math.nan if result.grad_norm is None else result.grad_norm.item())
+        return losses, norms
+
+
+def meet(store: str) -> tuple[int, int]:
+    """Join the other ranks; rank and world size."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    given: dict[str, int] = dict(job["sets"])  # type: ignore[call-overload]
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    return rank, world
+
+
+def set_up(job: dict[str, Any], rank: int, world: int) -> Job:
+    """Plan a tiny model and let the job's engine build it; the ranks have met."""
+    given: dict[str, int] = dict(job["sets"])
     replicas = world // (given.get("tensor_parallel", 1) * given.get("pipeline_parallel", 1))
     sets = {
         "model.hidden_size": 32, "model.intermediate_size": 48, "model.num_layers": 2, "model.num_heads": 4,
@@ -69,16 +101,15 @@ def main(job: dict[str, object]) -> None:
         "learning_rate": 1e-2, "clip_grad_norm": 0.5,
         "lr_warmup_steps": 2, "schedule": "cosine", "schedule_steps": 20,
     } | given  # fmt: skip
-    loaded = cases.resolve(str(job["case"]))
+    loaded = cases.resolve(job["case"])
     config = loaded.config("CPUx1x2")
     request = plan.Request(
-        loaded, config, config.value.runs[0], plugins.select("cpu"), str(job["engine"]), sets, (1, world)
+        loaded, config, config.value.runs[0], plugins.select("cpu"), job["engine"], sets, (1, world)
     )
     planned = plan.build(request)
     vendor = plugins.load_alone("cpu", planned.vendor_distribution, defaults)
     device = vendor.init_device(planned, rank)
     vendor.prepare_engine(planned, device)
-    dist.init_process_group("gloo", init_method=f"file://{job['store']}", rank=rank, world_size=world)
     engine_class = load_engine(planned.engine)
     if job.get("fault") == "mean_of_means":
         engine_class.gradient_scale = mean_of_means  # type: ignore[method-assign]
@@ -95,18 +126,19 @@ def main(job: dict[str, object]) -> None:
             return VendorsAdamW(optimizer.param_groups)
         return vendor.optimizer_wrap(optimizer, model, planned, device)
 
-    facts = engine.setup(build_model, optimizer_wrap)
-    losses, norms = [], []
-    for step in range(1, int(str(job["steps"])) + 1):
-        data = coordinates(planned.parallel, rank).data
-        batch = own_part(step, data, replicas, planned.hyper_parameters.local_batch_size)
-        result = engine.step(batch, learning_rate(planned.hyper_parameters, step))
-        losses.append(result.loss.item())
-        norms.append(math.nan if result.grad_norm is None else result.grad_norm.item())
+    return Job(planned, engine, rank, engine.setup(build_model, optimizer_wrap), held)
+
+
+def main(job: dict[str, Any]) -> None:
+    """Train and print."""
+    rank, world = meet(job["store"])
+    ready = set_up(job, rank, world)
+    losses, norms = ready.train(1, job["steps"])
     if rank == 0:
-        placed = planned.placement.ranks[rank].parameters if planned.placement else facts.parameters.total
+        placement, facts = ready.plan.placement, ready.facts
+        placed = placement.ranks[rank].parameters if placement else facts.parameters.total
         told = {"optimizer": facts.optimizer, "parameters": facts.parameters._asdict(), "placed": placed}
-        told |= {"stages": list(held), "held": sum(held.values())}
+        told |= {"stages": list(ready.held), "held": sum(ready.held.values())}
         print(json.dumps({"losses": losses, "norms": norms} | told))
-    engine.close()
+    ready.engine.close()
     dist.destroy_process_group()

@@ -45,6 +45,12 @@ def test_random_weights_follow_from_seed_deviation_and_initialiser(
     assert weights_sha256(planned(), CPU) != known
 
 
+def test_a_checkpoint_is_not_the_weights_alone(planned: Callable[..., Plan], tmp_path: Path) -> None:
+    save_file({"a.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    alone = weights_sha256(planned(weights=str(tmp_path)), CPU)
+    assert weights_sha256(planned(**{"checkpoint.load": str(tmp_path)}), CPU) != alone
+
+
 def test_the_last_bit_of_a_value_does_not_matter(
     planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,9 +13,11 @@ from core.console import complain
 from core.progress import open_view
 from core.progress.lines import Lines
 from core.progress.panel import Panel
+from schemas import event as ev
 from schemas.plan import Plan
 from tests.core.progress import recorded
 from tests.core.progress.recorded import (
+    AT,
     Terminal,
     in_a_log,
     last_frame,
@@ -173,6 +175,18 @@ def test_a_warning_is_shown_as_it_is(plan_of: PlanOf, monkeypatch: pytest.Monkey
     view.show(warning(message), 1.0)
     view.close()
     assert f"warning: {message}" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_checkpoint_is_told_by_one_rank(plan_of: PlanOf, terminal: bool) -> None:
+    console = Console(file=Terminal() if terminal else io.StringIO(), force_terminal=terminal, width=120)
+    view = open_view(plan_of(2), range(2), console, 0.0)
+    assert isinstance(view, Panel) is terminal
+    for rank in (1, 0):
+        saved = ev.CheckpointEvent(**AT | {"rank": rank}, action="saved", folder="ck/a", step=45)
+        view.show(saved, 1.0)
+    view.close()
+    assert console.file.getvalue().count("checkpoint saved: ck/a, step ") == 1  # type: ignore[attr-defined]
 
 
 def test_a_quiet_console_gets_errors_only(plan_of: PlanOf) -> None:

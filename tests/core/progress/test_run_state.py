@@ -55,6 +55,12 @@ def test_the_rate_is_a_mean_over_the_window_and_each_repeat_has_its_own(plan_of:
     assert state.tokens_per_second_per_chip == 4096  # it stays to be read
 
 
+def test_the_warm_up_of_a_run_that_goes_on_is_counted_from_its_checkpoint(plan_of: PlanOf) -> None:
+    events = [(0.0, phase("warmup")), (1.0, step(46, None, phase="warmup")), (2.0, step(47, None, phase="warmup"))]
+    state = state_of(plan_of(1), events)
+    assert (state.step, state.total_steps) == (47, 45 + 2)
+
+
 def test_in_warm_up_the_last_step_counts(plan_of: PlanOf) -> None:
     slow, fast = (step(n, None, phase="warmup", step_time_s=s) for n, s in ((1, 60.0), (2, 2.0)))
     state = state_of(plan_of(1), [(0.0, phase("warmup")), (60.0, slow), (62.0, fast)])

@@ -141,6 +141,13 @@ def test_details_hold_what_the_table_has_no_room_for(base: Record) -> None:
         assert f"    - {line}\n" in text
 
 
+def test_a_run_that_went_on_from_a_checkpoint_says_so(base: Record) -> None:
+    went_on = base.model_copy(update={"loss": base.loss.model_copy(update={"first_step": 46})})
+    assert "    - 续训：从第 45 步的检查点继续训练\n" in sheet(went_on)
+    assert "    - Continued: goes on from a checkpoint of step 45\n" in sheet(went_on, language="en")
+    assert "续训" not in sheet(base)
+
+
 def test_unknown_values_are_slashes_and_a_missing_mfu_has_its_reason(make_record: MakeRecord) -> None:
     text = sheet(make_record(telemetry={}, mfu=Mfu(missing="no bf16 peak")), language="en")
     assert "Power per chip: mean /, largest /" in text

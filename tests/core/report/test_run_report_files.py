@@ -60,6 +60,19 @@ def test_axes_carry_units_and_the_warm_up_is_shaded(make_record: MakeRecord) -> 
     ]  # fmt: skip
 
 
+def test_curves_of_a_run_that_went_on_begin_where_the_checkpoint_ended(make_record: MakeRecord) -> None:
+    pytest.importorskip("matplotlib")
+    import numpy
+
+    from core.report.plots import draw
+
+    whole = make_record()
+    record = whole.model_copy(update={"loss": whole.loss.model_copy(update={"first_step": 46})})
+    (axes,) = draw(curves(record)[0], record).axes
+    assert numpy.asarray(axes.lines[0].get_xydata())[0].tolist() == [46, record.loss.curve[0]]
+    assert axes.get_xlim() == (45.5, 45.5 + len(record.loss.curve))
+
+
 def test_throughput_of_a_step_is_its_tokens_over_time_and_chips(make_record: MakeRecord) -> None:
     (loss, throughput, memory) = curves(make_record())
     assert throughput.values[0] == pytest.approx(8 * 4096 / 2.0 / 4)
