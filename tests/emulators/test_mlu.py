@@ -5,11 +5,32 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.emulators.jobs import Job, assert_learns_alike, run
+
 pytestmark = pytest.mark.usefixtures("mlu")
 FALLS_BACK = "The operator 'aten::{}' is not currently supported on MLU and will fall back to run on the CPU."
+LORA = Job(  # engine torch, whose config is of another vendor's chip
+    "llama2_7b_finetune",
+    "A100x1x1",
+    changes={
+        "precision": "fp32", "sequence_length": 128, "measure.epochs": 1, "data.generated_sequences": 48,
+        "lora.dropout": 0,  # a device draws other numbers than the CPU
+    },
+)  # fmt: skip
+
+
+def test_adapters_are_trained_end_to_end_and_learn_as_on_the_cpu(tmp_path: Path) -> None:
+    records = run(LORA, "cambricon", "MLU", tmp_path, "--run", "base")
+    assert_learns_alike(records, run(LORA, "cpu", "CPU", tmp_path, "--run", "base"), 1e-6)
+    (record,) = records
+    assert (record.vendor, record.chip, record.engine) == ("cambricon", "MLU", "torch")
+    assert record.parameters is not None
+    assert 0 < record.parameters.trainable < record.parameters.total / 10
+    assert record.accuracy.keys() == {"MMLU"}
 
 
 def test_what_is_computed_on_the_host_is_right_and_told_or_refused() -> None:
