@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("torch")
+pytest.importorskip("PIL")
 
 from tests.core.engines.conftest import launch
 
