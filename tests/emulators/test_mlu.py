@@ -13,6 +13,29 @@ from tests.emulators.jobs import Job, assert_learns_alike, run
 
 pytestmark = pytest.mark.usefixtures("mlu")
 FALLS_BACK = "The operator 'aten::{}' is not currently supported on MLU and will fall back to run on the CPU."
+LLAVA = Job(  # DeepSpeed: ZeRO-2 in stage pretrain, ZeRO-3 in stage finetune; SDPA, full checkpointing
+    "llava1_5_13b",
+    "MLUx1x8",
+    changes={
+        "vision.hidden_size": 32, "vision.intermediate_size": 64, "vision.num_layers": 3, "vision.num_heads": 4,
+        "vision.image_size": 56, "model.max_positions": 1024, "sequence_length": 384, "precision": "fp32",
+        "gradient_accumulation_steps": 1,
+    },
+)  # fmt: skip
+
+
+def test_both_stages_of_llava_run_end_to_end_and_learn_as_on_the_cpu(tmp_path: Path) -> None:
+    records = run(LLAVA, "cambricon", "MLU", tmp_path, EMULATED_MISSING_OPERATORS="aten::silu")
+    assert_learns_alike(records, run(LLAVA, "cpu", "CPU", tmp_path), 1e-6)
+    stages = [(record.run, record.plan.hyper_parameters.zero_stage) for record in records if record.plan]
+    assert stages == [("pretrain", 2), ("finetune", 3)]
+    for record in records:
+        assert (record.vendor, record.chip, record.engine) == ("cambricon", "MLU", "deepspeed")
+        assert record.environment["gpu"] == "MLU590-M9"
+        assert record.memory.capacity_gib == 80
+        assert [warning for warning in record.warnings if FALLS_BACK.format("silu") in warning]
+
+
 LORA = Job(  # engine torch, whose config is of another vendor's chip
     "llama2_7b_finetune",
     "A100x1x1",
