@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.int64]
 
 
-def permutation(samples: int, seed: int, epoch: int) -> Numbers:
-    """The order of an epoch, the same on every platform."""
+def permutation(samples: int, seed: Sequence[int]) -> Numbers:
+    """An order of the samples, the same on every platform; ``seed`` is a run's own and what it varies with."""
     # numpy keeps a bit generator's raw stream for good, but not what Generator.permutation makes of it.
-    keys = np.random.PCG64([seed, epoch]).random_raw(samples)
+    keys = np.random.PCG64(list(seed)).random_raw(samples) if samples else np.empty(0, dtype=np.uint64)
     return np.argsort(keys, kind="stable")
 
 
@@ -37,5 +39,5 @@ class SampleOrder:
         slices = step_in_epoch * gradient_accumulation_steps + micro_step
         first = (slices * self._world_size + self._rank) * self.local_batch_size
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, permutation(self._samples, self._seed, epoch)
+            self._order = epoch, permutation(self._samples, [self._seed, epoch])
         return self._order[1][first : first + self.local_batch_size]

@@ -101,5 +101,5 @@ class TokenReader:
 
     def _permutation(self, epoch: int) -> Tokens:
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, permutation(self.sequences, self._seed, epoch)
+            self._order = epoch, permutation(self.sequences, [self._seed, epoch])
         return self._order[1]

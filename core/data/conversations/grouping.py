@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
+from core.data.order import permutation
 
 Part = list[int]
 """Samples of one micro-batch of one rank."""
@@ -17,7 +17,7 @@ Step = list[Part]
 
 def shuffled(samples: int, parts: int, size: int, seed: Sequence[int]) -> list[Step]:
     """Steps of ``parts`` times ``size`` samples in random order; what does not fill a step is left out."""
-    order = _permutation(samples, seed)
+    order = permutation(samples, seed).tolist()
     return [_cut(order[first : first + parts * size], parts) for first in _firsts(samples, parts * size)]
 
 
@@ -31,11 +31,11 @@ def grouped(
     whole, left = [], []
     for number, kind in enumerate((True, False)):
         of_kind = [index for index, image in enumerate(images) if image is kind]
-        order = [of_kind[position] for position in _permutation(len(of_kind), [*seed, number])]
+        order = [of_kind[position] for position in permutation(len(of_kind), [*seed, number])]
         firsts = _firsts(len(order), parts * size)
         whole += [order[first : first + parts * size] for first in firsts]
         left += order[len(firsts) * parts * size :]
-    steps = [whole[position] for position in _permutation(len(whole), [*seed, 2])]
+    steps = [whole[position] for position in permutation(len(whole), [*seed, 2])]
     steps += [left[first : first + parts * size] for first in _firsts(len(left), parts * size)]
     return [even_parts(step, lengths, parts) for step in steps]
 
@@ -58,10 +58,3 @@ def _firsts(samples: int, step: int) -> range:
 def _cut(samples: Sequence[int], parts: int) -> Step:
     size = len(samples) // parts
     return [list(samples[part * size : (part + 1) * size]) for part in range(parts)]
-
-
-def _permutation(count: int, seed: Sequence[int]) -> list[int]:
-    # numpy keeps a bit generator's raw stream for good, but not what Generator.permutation makes of it.
-    keys = np.random.PCG64(list(seed)).random_raw(count) if count else np.empty(0, dtype=np.uint64)
-    order: list[int] = np.argsort(keys, kind="stable").tolist()
-    return order
