@@ -6,6 +6,7 @@ pipeline ranks are furthest apart. Without model parallelism the data parallel r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,6 +21,20 @@ BUBBLE_SOURCE: Final = (
     "(p - 1) / (m * v + p - 1) with p pipeline ranks, m micro-batches and v stages a rank: the bubble time of "
     "Narayanan et al., arXiv 2104.04473, section 2.2, as a share of the whole step"
 )
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among the others, as torch's launcher counts them."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Rank:
+        """Read RANK, LOCAL_RANK and WORLD_SIZE."""
+        return cls(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
 
 
 @dataclass(frozen=True)

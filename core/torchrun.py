@@ -13,11 +13,11 @@ from rich.console import Console
 from core import cluster, runner, sinks, stacks, worker
 from core.events import read_events
 from core.launcher import write_outcome
+from core.layout import Rank
 from core.outcome import Outcome
 from core.progress.lines import Lines
 from core.relay import Relay
 from core.sinks.feed import Feed
-from core.worker import Rank
 from schemas.plan import Plan
 from schemas.record import Record
 

@@ -78,6 +78,10 @@ class Engine(ABC):
     def close(self) -> None:
         """Let go of the model, so that the process group can be destroyed."""
 
+    def leave(self) -> None:
+        """Leave the process group, after ``close``; another run may follow in this process."""
+        dist.destroy_process_group()
+
     def trained_model(self) -> nn.Module:
         """What is called outside of training; of an engine whose spec says that it ``evaluates``."""
         raise NotImplementedError

@@ -74,6 +74,10 @@ class DeepSpeedEngine(Engine):
         gc.collect()
         dist.barrier()
 
+    def leave(self) -> None:
+        """DeepSpeed keeps groups for itself, which a later run would take for its own."""
+        deepspeed.comm.destroy_process_group()
+
     def trained_model(self) -> nn.Module:
         """DeepSpeed's engine, whose forward autocasts and gathers as in training."""
         engine: nn.Module = self._engine

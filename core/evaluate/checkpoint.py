@@ -18,7 +18,8 @@ from core.errors import UsageError
 from core.models.adapters import add_adapters, is_adapter, load_adapters, released_name
 from core.models.initialise import initialise_random, load_safetensors, place_plain
 from core.record import read_plan
-from core.worker import ADAPTER_FOLDER, PLAN_FILE
+from core.training import ADAPTER_FOLDER
+from core.worker import PLAN_FILE
 from schemas.base import explain
 from schemas.hyperparameters import HyperParameters, LoraSpec
 from schemas.model import DecoderSpec, VisionSpec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,9 +29,9 @@ TINY = (
 )  # fmt: skip
 
 
-def command(tmp_path: Path, *more: str, case: str = "llama2_7b") -> list[str]:
+def command(tmp_path: Path, *more: str, case: str = "cases/llama2_7b") -> list[str]:
     sets = [part for value in TINY for part in ("--set", value)]
-    return ["-m", "core.run", f"cases/{case}", "--config", "CPUx1x2", *sets, "--out", str(tmp_path), *more]
+    return ["-m", "core.run", case, "--config", "CPUx1x2", *sets, "--out", str(tmp_path), *more]
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -125,6 +126,26 @@ def test_under_torchrun_every_process_is_a_rank_and_rank_0_builds_the_record(tmp
     assert only_record(tmp_path).id == told["id"]
     assert len(list((only_run_dir(tmp_path) / "events").iterdir())) == 2
     assert done.stderr.count("measure step 6/6") == 1  # rank 0 shows its progress, and nobody else
+
+
+@pytest.mark.deepspeed
+def test_runs_of_deepspeed_follow_one_another_in_the_processes_of_torchrun(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    case = tmp_path / "case"
+    case.mkdir()
+    shutil.copy(ROOT / "cases" / "llama2_7b" / "__init__.py", case)
+    config = (ROOT / "cases" / "llama2_7b" / "config_CPUx1x2.py").read_text()
+    twice = config.replace('runs=(Run(id="base"),)', 'runs=(Run(id="first"), Run(id="second"))')
+    assert twice != config
+    (case / "config_CPUx1x2.py").write_text(twice)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", *command(tmp_path, "--json", case=str(case))],
+        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)
+    assert first["loss"]["curve"] == pytest.approx(second["loss"]["curve"])
 
 
 FAULTS = {

@@ -24,9 +24,10 @@ from core import cases, plan, plugins
 from core.data.reader import TokenReader
 from core.data.source import MicroBatch
 from core.engines.torch_engine import TorchEngine
+from core.layout import Rank
 from core.models import attention
 from core.schedule import learning_rate
-from core.worker import PLAN_FILE, Rank, work
+from core.worker import PLAN_FILE, work
 from tests.core.align.variants import VARIANTS, Variant
 
 Planted = contextlib.AbstractContextManager[object]
