@@ -178,10 +178,13 @@ def test_a_warning_is_shown_as_it_is(plan_of: PlanOf, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_checkpoint_is_told_by_one_rank(plan_of: PlanOf, terminal: bool) -> None:
+def test_a_checkpoint_is_told_by_one_rank(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     console = Console(file=Terminal() if terminal else io.StringIO(), force_terminal=terminal, width=120)
     view = open_view(plan_of(2), range(2), console, 0.0)
-    assert isinstance(view, Panel) is terminal
+    assert isinstance(view._view, Panel) is terminal  # type: ignore[attr-defined]
     for rank in (1, 0):
         saved = ev.CheckpointEvent(**AT | {"rank": rank}, action="saved", folder="ck/a", step=45)
         view.show(saved, 1.0)
