@@ -150,7 +150,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "accelmark-cache"
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["torchrun", "srun", pytest.param("pytorchjob", marks=pytest.mark.slow)])
 def test_two_nodes_leave_one_whole_record(form: str, tmp_path: Path, cache: Path) -> None:
     done = two_nodes(form, tmp_path, cache, "")
     assert [one.returncode for one in done] == [0, 0], done[0].stderr[-2000:] + done[1].stderr[-2000:]
@@ -161,7 +161,9 @@ def test_two_nodes_leave_one_whole_record(form: str, tmp_path: Path, cache: Path
     assert list((tmp_path / "node1").glob("*/events/rank00001.jsonl")), "node 1 has a folder of its own"
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", ["torchrun", *(pytest.param(f, marks=pytest.mark.slow) for f in ("srun", "pytorchjob"))]
+)
 def test_a_lost_node_is_named(form: str, tmp_path: Path, cache: Path) -> None:
     done = two_nodes(form, tmp_path, cache, "kill forward 1 4")
     assert [one.returncode != 0 for one in done] == [True, True]
@@ -172,6 +174,7 @@ def test_a_lost_node_is_named(form: str, tmp_path: Path, cache: Path) -> None:
     assert len(record.loss.curve) >= 3
 
 
+@pytest.mark.slow
 def test_an_error_of_another_node_is_told_with_its_rank_and_step(tmp_path: Path, cache: Path) -> None:
     done = two_nodes("pytorchjob", tmp_path, cache, "raise optimizer 1 4")
     assert [one.returncode for one in done] == [1, 1]

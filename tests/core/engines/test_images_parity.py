@@ -53,7 +53,9 @@ def test_sharded_by_deepspeed(one: Any, tmp_path: Path) -> None:
     check(two["ZeRO-2 pretrain"], one["one pretrain"])
 
 
-@pytest.mark.parametrize("layout", ["FSDP2", pytest.param("ZeRO-3", marks=pytest.mark.deepspeed)])
+@pytest.mark.parametrize(
+    "layout", ["FSDP2", pytest.param("ZeRO-3", marks=[pytest.mark.deepspeed, pytest.mark.slow])]
+)
 def test_a_rank_that_skips_the_vision_path_is_noticed(layout: str, one: Any, tmp_path: Path) -> None:
     if layout == "ZeRO-3":
         pytest.importorskip("deepspeed")

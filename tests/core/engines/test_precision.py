@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -30,13 +32,18 @@ DEEPSPEED = {
 }
 
 
+def some_slow(names: Iterable[str], *quick: str) -> list[Any]:
+    """All of ``names``, slow but for ``quick``."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def assert_trains_like_fp32(losses: list[float], reference: list[float]) -> None:
     assert all(math.isfinite(loss) for loss in losses)
     assert losses == pytest.approx(reference, rel=CLOSE)
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize("name", some_slow(TORCH, "amp", "bf16, stage 3", "bf16 stochastic"))
 def test_torch(name: str, run_job: RunJob) -> None:
     world = 2 if "stage" in name else 1
     reference = run_job("torch", 1, {"zero_stage": 0}, steps=6)
@@ -45,7 +52,7 @@ def test_torch(name: str, run_job: RunJob) -> None:
 
 
 @pytest.mark.deepspeed
-@pytest.mark.parametrize("name", DEEPSPEED)
+@pytest.mark.parametrize("name", some_slow(DEEPSPEED, "bf16"))
 def test_deepspeed(name: str, run_job: RunJob) -> None:
     pytest.importorskip("deepspeed")
     reference = run_job("torch", 1, {"zero_stage": 0}, steps=6)

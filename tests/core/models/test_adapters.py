@@ -123,6 +123,7 @@ def test_dropout_is_replayed_where_a_block_is_computed_again(adapted, batch, che
         torch.testing.assert_close(replayed[name], gradient, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_block_with_adapters_compiles_as_one_graph(adapted, batch, compiler):
     gradients = []
     for compiled in (False, True):

@@ -148,7 +148,7 @@ def test_documents_of_one_sequence_do_not_see_each_other(make_model, batch, mode
     assert not torch.allclose(together, decoder(input_ids))
 
 
-@pytest.mark.parametrize("model", ["llama", "baichuan2"])
+@pytest.mark.parametrize("model", ["llama", pytest.param("baichuan2", marks=pytest.mark.slow)])
 def test_flex_keeps_documents_apart_as_eager_does(make_model, batch, model, compiler):
     document_ids = torch.tensor([[0] * 7 + [1] * 13, [0] * 12 + [5] * 8])
     with torch.no_grad():

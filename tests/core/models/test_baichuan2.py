@@ -65,7 +65,7 @@ def test_logits_and_gradients_are_those_of_the_reference(make_model, batch, atte
         assert error < 1e-5, name
 
 
-@pytest.mark.parametrize("length", [20, 130])
+@pytest.mark.parametrize("length", [20, pytest.param(130, marks=pytest.mark.slow)])
 def test_flex_gives_the_logits_of_eager(make_model, length, compiler):
     """Forward only: FlexAttention has no backward pass on a CPU."""
     input_ids = torch.randint(0, 97, (2, length), generator=torch.Generator().manual_seed(2))

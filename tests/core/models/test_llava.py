@@ -134,6 +134,7 @@ def test_a_batch_of_text_leaves_the_projector_a_gradient_of_zero(model):
     assert all(parameter.grad.abs().sum() == 0 for parameter in model.multi_modal_projector.parameters())
 
 
+@pytest.mark.slow
 def test_compiled_and_checkpointed_it_gives_the_same(make_spec, make_hp, compiler):
     plain = _llava(make_spec(), make_hp(stage="finetune"))
     other = _llava(make_spec(), make_hp(stage="finetune", compile=True, activation_checkpointing="full"))
