@@ -68,6 +68,8 @@ class MegatronEngine(Engine):
         self._chunks = self._replicate(stages)
         self._optimizer = self._build_optimizer(optimizer_wrap)
         self._state = MegatronState(self._optimizer, self.data_group)
+        if "main_weights" in self.parts:
+            self._fill_main_weights()
         self._run_schedule = get_forward_backward_func()
         self._cross_entropy = self._scale = torch.zeros((), device=self.device)
         return self.facts(counted, self._optimizer.chained_optimizers[0].optimizer)
@@ -133,12 +135,7 @@ class MegatronEngine(Engine):
 
     def restore(self, part: Part, folder: Path) -> None:
         """See the base class."""
-
-        def write(target: Released, full: Tensor) -> None:
-            for piece, own in target.parts(full):
-                self._state.write(piece.parameter, piece.view, part, own)
-
-        read_part(self._released.items(), folder, write)
+        read_part(self._released.items(), folder, partial(self._write, part))
 
     def _owners(self) -> dict[str, tuple[torch.Size, int]]:
         """All tensors in one order on every rank, with their shapes and the first rank of those that hold them."""
@@ -170,8 +167,20 @@ class MegatronEngine(Engine):
         )
         for stage in stages:
             self._released |= released_tensors(stage, self.plan.model, attention, split)
-        elsewhere = released_names(self.plan.model, attention) - self._released.keys()
-        self.initialise(self._released.items(), place, elsewhere)
+        self._elsewhere = released_names(self.plan.model, attention) - self._released.keys()
+        self.initialise(self._released.items(), place, self._elsewhere)
+
+    def _fill_main_weights(self) -> None:
+        """The values as they are: Megatron's own are those of the parameters, which were rounded to 16 bits.
+
+        From there, updates of less than half a step between two 16-bit numbers would at first change no parameter
+        at all, where in the other engines they change their share of them.
+        """
+        self.initialise(self._released.items(), partial(self._write, "main_weights"), self._elsewhere)
+
+    def _write(self, part: Part, target: Released, full: Tensor) -> None:
+        for piece, own in target.parts(full):
+            self._state.write(piece.parameter, piece.view, part, own)
 
     def _count(self, stages: list[nn.Module]) -> ParameterCount:
         """Of the whole model: split parameters count as often as they are split, and pipeline ranks add up."""

@@ -97,6 +97,16 @@ def test_bf16_trains_like_fp32(reference: dict[str, Any], run_job: RunJob) -> No
     assert answer["losses"] != reference["losses"]
 
 
+@pytest.mark.parametrize("layout", [{"zero_stage": 0, "tensor_parallel": 2}, SHARDED], ids=["TP2", "sharded"])
+def test_main_weights_begin_between_the_numbers_that_16_bits_have(
+    layout: dict[str, object], run_job: RunJob
+) -> None:
+    """From rounded values, updates this small would at first change no parameter: losses are 3e-4 off then."""
+    small = SHAPE | {"learning_rate": 2e-5, "schedule": "constant", "lr_warmup_steps": 0, "precision": "bf16"}
+    plain = run_job("torch", 1, small | {"zero_stage": 0})
+    assert run_job("megatron", 2, small | layout)["losses"] == pytest.approx(plain["losses"], rel=5e-5)
+
+
 def test_compiled_parts_change_nothing_in_fp32(reference: dict[str, Any], run_job: RunJob) -> None:
     assert_same(run_job("megatron", 1, {"zero_stage": 0, "compile": True} | SHAPE), reference)
 
