@@ -37,7 +37,9 @@ def run_checks(session: Session, folder: Path) -> dict[str, Outcome]:
         outcomes |= found
         if how is None:
             break
-        culprit = begun or next(name for name in session.checks if name not in found)
+        culprit = begun or next((name for name in session.checks if name not in found), None)
+        if culprit is None:  # every check had been done when it ended
+            break
         outcomes[culprit] = Outcome(check=culprit, verdict="failed", reason=f"the process {how} (log: {part})")
         later = _without_blocked(session.checks[session.checks.index(culprit) + 1 :], outcomes)
         if not later:

@@ -210,3 +210,13 @@ def test_a_device_without_convolutions_is_judged_by_its_other_products(monkeypat
     monkeypatch.setitem(products, "mm", (missing, *products["mm"][1:]))
     with pytest.raises(NotImplementedError):
         precision_checks.product_errors(torch.device("cpu"))
+
+
+def test_a_process_that_dies_after_its_last_check_fails_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"launch_env.plans": Outcome(check="launch_env.plans", verdict="passed")}
+    monkeypatch.setattr(processes, "_run", lambda *_: "was ended by signal 6 (SIGABRT)")
+    monkeypatch.setattr(processes, "_read", lambda *_: (told, None))
+    session = Session(vendor="cpu", distribution="accelmark", checks=tuple(told), plan=None)
+    assert processes.run_checks(session, tmp_path) == told
