@@ -24,6 +24,8 @@ from core.plan import Request, build
 from core.plugins import select
 from schemas.plan import Plan
 
+pytestmark = pytest.mark.slow  # as test_mmlu: lm-eval alone takes a minute to be installed
+
 CPU = torch.device("cpu")
 
 

@@ -22,6 +22,8 @@ from core.evaluate.catalog import Respondent
 from core.notices import RecordWarning
 from schemas.evaluation import Accuracy, EvaluationSpec
 
+pytestmark = pytest.mark.slow  # lm-eval alone takes a minute to be installed
+
 CPU = torch.device("cpu")
 NAMES = ("abstract_algebra", "virology")
 VOCABULARY = 400
