@@ -26,6 +26,7 @@ def scene(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 
 @pytest.mark.deepspeed
+@pytest.mark.slow
 def test_a_resumed_config_runs_what_is_not_done_and_keeps_what_is(scene: Scene) -> None:
     """The first of two runs failed; both have the plan that their command line gave them."""
     pytest.importorskip("deepspeed")

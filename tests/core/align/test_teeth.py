@@ -14,6 +14,8 @@ from core.errors import UsageError
 from schemas.record import Alignment, Record
 from tests.core.align.variants import DEEPSPEED, FAULTY, FAULTY_IN_16_BITS, HONEST, HONEST_IN_16_BITS, ON_GPU
 
+pytestmark = pytest.mark.slow  # two dozen trainings of 60 steps
+
 GetRecord = Callable[[str], Record]
 
 

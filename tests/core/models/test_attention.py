@@ -62,6 +62,7 @@ def test_no_position_sees_a_later_one(make_model, batch, model, kind):
     assert (before[:, 12:] - after[:, 12:]).abs().amin(dim=(0, 2)).max() > 0
 
 
+@pytest.mark.slow
 def test_flex_with_rotary_positions_and_grouped_heads(make_model, batch, compiler):
     with torch.no_grad():
         expected = make_model(spec={"num_kv_heads": 2}, attention="eager")(batch[0])
