@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from core import hookimpl
 from core.environment import told, usable_cores, variables
 from core.errors import DeviceError
-from core.notices import watch
+from core.notices import notify, watch
 from core.software import KnownVersions, installed_version, numbers
 from plugins.cambricon import telemetry
 from plugins.cambricon.chips import CHIPS, fits, match
 from schemas.chip import ChipSpec, Device, ProbeResult, TelemetryReading
 
 if TYPE_CHECKING:
+    import torch
+
     from schemas.plan import Plan
 
 ACCELMARK_HOOK_API = 1
@@ -159,6 +161,21 @@ def prepare_engine(plan: Plan, device: Device) -> None:
         from core.engines.megatron.facade import install
 
         install(torch.device(device.torch_device))
+
+
+@hookimpl
+def optimizer_wrap(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.Optimizer | None:
+    """torch_mlu's fused AdamW in place of torch's; other optimizers, and states that lie on the host, stay."""
+    import torch
+
+    from plugins.cambricon.optimizer import FusedAdamW, has_kernel
+
+    if type(optimizer) is not torch.optim.AdamW or plan.hyper_parameters.offload != "none":
+        return None
+    if not has_kernel():
+        notify("this torch_mlu has no fused AdamW: torch's AdamW steps")
+        return None
+    return FusedAdamW(optimizer.param_groups)
 
 
 @hookimpl

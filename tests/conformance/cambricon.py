@@ -3,7 +3,7 @@
 from core.testing.suite import *
 
 VENDOR = "cambricon"
-LEFT_OUT = {"hardware_configs.plannable", "optimizer_wrap.keeps_recipe"}
+LEFT_OUT = {"hardware_configs.plannable"}
 CANNOT_BE_SHOWN = {"collect_telemetry.sane", "chips.peaks_reached"}
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from torch_mlu import mlu
+from torch_mlu import kernels, mlu
 
 __version__ = "emulated"
 
@@ -15,3 +15,4 @@ torch.backends.mlu = SimpleNamespace(
 torch.backends.cnnl = SimpleNamespace(allow_tf32=True)
 torch.version.mlu = "emulated"
 mlu.install()
+library = kernels.define("PrivateUse1")
