@@ -31,11 +31,13 @@ CONFIG = HardwareConfig.model_validate(REAL.model_dump() | {{"vendor": {vendor!r
 
 @dataclass(frozen=True)
 class Job:
-    """The runs of one config of a case in this repository, on as many chips as there are ``ranks``."""
+    """Runs of one config of a case in this repository, on as many chips as there are ``ranks``."""
 
     case: str
     config: str
     ranks: int = 2
+    run: str | None = None
+    """One of the config's runs; None: all of them."""
     changes: Mapping[str, object] = field(default_factory=dict)
     """What makes it small, besides ``SMALL``; engine, ZeRO stage, attention and checkpointing stay."""
 
@@ -46,8 +48,9 @@ class Job:
         text = CONFIG.format(case=self.case, config=self.config, vendor=vendor, topology=topology)
         (folder / "__init__.py").write_text(f"from cases.{self.case} import CASE\n", encoding="utf-8")
         (folder / f"config_{topology}.py").write_text(text, encoding="utf-8")
+        one = ["--run", self.run] if self.run else []
         sets = [part for key, value in {**SMALL, **self.changes}.items() for part in ("--set", f"{key}={value}")]
-        return [str(folder), "--config", topology, *sets]
+        return [str(folder), "--config", topology, *one, *sets]
 
 
 def run(job: Job, vendor: str, chip: str, out: Path, *more: str, **variables: str) -> list[Record]:

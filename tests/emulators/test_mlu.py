@@ -13,6 +13,7 @@ from tests.emulators.jobs import Job, assert_learns_alike, run
 
 pytestmark = pytest.mark.usefixtures("mlu")
 FALLS_BACK = "The operator 'aten::{}' is not currently supported on MLU and will fall back to run on the CPU."
+FUSED = "plugins.cambricon.optimizer.FusedAdamW"
 LLAVA = Job(  # DeepSpeed: ZeRO-2 in stage pretrain, ZeRO-3 in stage finetune; SDPA, full checkpointing
     "llava1_5_13b",
     "MLUx1x8",
@@ -32,6 +33,7 @@ def test_both_stages_of_llava_run_end_to_end_and_learn_as_on_the_cpu(tmp_path: P
     for record in records:
         assert (record.vendor, record.chip, record.engine) == ("cambricon", "MLU", "deepspeed")
         assert record.environment["gpu"] == "MLU590-M9"
+        assert record.optimizer == FUSED
         assert record.memory.capacity_gib == 80
         assert [warning for warning in record.warnings if FALLS_BACK.format("silu") in warning]
 
@@ -39,6 +41,7 @@ def test_both_stages_of_llava_run_end_to_end_and_learn_as_on_the_cpu(tmp_path: P
 LORA = Job(  # engine torch, whose config is of another vendor's chip
     "llama2_7b_finetune",
     "A100x1x1",
+    run="base",
     changes={
         "precision": "fp32", "sequence_length": 128, "measure.epochs": 1, "data.generated_sequences": 48,
         "lora.dropout": 0,  # a device draws other numbers than the CPU
@@ -47,10 +50,11 @@ LORA = Job(  # engine torch, whose config is of another vendor's chip
 
 
 def test_adapters_are_trained_end_to_end_and_learn_as_on_the_cpu(tmp_path: Path) -> None:
-    records = run(LORA, "cambricon", "MLU", tmp_path, "--run", "base")
-    assert_learns_alike(records, run(LORA, "cpu", "CPU", tmp_path, "--run", "base"), 1e-6)
+    records = run(LORA, "cambricon", "MLU", tmp_path)
+    assert_learns_alike(records, run(LORA, "cpu", "CPU", tmp_path), 1e-6)
     (record,) = records
     assert (record.vendor, record.chip, record.engine) == ("cambricon", "MLU", "torch")
+    assert record.optimizer == FUSED
     assert record.parameters is not None
     assert 0 < record.parameters.trainable < record.parameters.total / 10
     assert record.accuracy.keys() == {"MMLU"}

@@ -10,27 +10,53 @@ from schemas.record import Record
 from tests.emulators.jobs import Job, assert_learns_alike, run
 
 pytestmark = pytest.mark.usefixtures("musa")
-JOBS = {
-    "llama2_7b": Job("llama2_7b", "S4000x1x8"),  # DeepSpeed ZeRO-3, amp, SDPA, full checkpointing
-    "baichuan2_13b": Job("baichuan2_13b", "S4000x1x8", changes={"zero_stage": 1, "precision": "fp32"}),
-    "llama2_70b": Job(  # fp32, megatron TP2 × PP2
-        "llama2_70b", "CPUx1x4", ranks=4, changes={"model.num_layers": 4, "model.num_kv_heads": 2}
+SMALL_70B = {
+    "tensor_parallel": 2, "pipeline_parallel": 2, "pipeline_layers": "3-2", "model.num_layers": 5,
+    "model.num_kv_heads": 2,
+}  # fmt: skip
+PLAIN = {"precision": "fp32"}
+CASES = (  # a config, what stays of it, and the tolerance: products of bf16 leave more than those of fp32
+    (Job("llama2_7b", "S4000x1x8"), "deepspeed ZeRO-3 TP1PP1DP2 amp sdpa full", 1e-4),
+    (Job("llama2_7b", "S4000x1x8", changes=PLAIN), "deepspeed ZeRO-3 TP1PP1DP2 fp32 sdpa full", 1e-6),
+    # configs of other vendors' chips
+    (
+        Job("baichuan2_13b", "H800x2x8", run="base", changes=PLAIN),
+        "deepspeed ZeRO-1 TP1PP1DP2 fp32 eager full",
+        1e-6,
     ),
-}
-TOLERANCES = {"llama2_7b": 1e-4, "baichuan2_13b": 1e-6, "llama2_70b": 1e-6}
-"""Relative, of losses; products of bf16 leave more between two devices than those of fp32."""
+    (
+        Job("llama2_70b", "C500x4x8", ranks=4, run="fp32_tp8pp4", changes=SMALL_70B),
+        "megatron ZeRO-1 TP2PP2DP1 fp32 sdpa selective",
+        1e-6,
+    ),
+)
 
 
-@pytest.mark.parametrize("case", JOBS)
-def test_a_case_s_config_runs_end_to_end_and_learns_as_on_the_cpu(case: str, tmp_path: Path) -> None:
-    records = run(JOBS[case], "torch_musa", "S4000", tmp_path)
-    assert_learns_alike(records, run(JOBS[case], "cpu", "CPU", tmp_path), TOLERANCES[case])
+@pytest.mark.parametrize(
+    ("job", "strategy", "tolerance"), CASES, ids=[f"{case[0].case} {case[1]}" for case in CASES]
+)
+def test_a_case_s_config_runs_end_to_end_and_learns_as_on_the_cpu(
+    job: Job, strategy: str, tolerance: float, tmp_path: Path
+) -> None:
+    records = run(job, "torch_musa", "S4000", tmp_path)
+    assert_learns_alike(records, run(job, "cpu", "CPU", tmp_path), tolerance)
     (record,) = records
-    assert (record.vendor, record.chip, record.case) == ("torch_musa", "S4000", case)
+    assert (record.vendor, record.chip, record.case) == ("torch_musa", "S4000", job.case)
+    assert told(record) == strategy
     assert record.optimizer == "torch_musa.optim.FusedAdamW"
     assert record.math_mode == {"mudnn_allow_tf32": "False", "float32_matmul_precision": "highest"}
     assert record.environment["gpu"] == "MTT S4000"
     assert_counted(record)
+
+
+def told(record: Record) -> str:
+    """What the run's plan says of strategy."""
+    assert record.plan is not None
+    hp = record.plan.hyper_parameters
+    return (
+        f"{record.engine} ZeRO-{hp.zero_stage} {record.plan.parallel.render()} {hp.precision} {hp.attention} "
+        f"{hp.activation_checkpointing}"
+    )
 
 
 def assert_counted(record: Record) -> None:
