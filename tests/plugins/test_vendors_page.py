@@ -25,6 +25,8 @@ def test_every_vendor_has_a_row_and_a_section(found):
     listed = [chip.name for chip in found.vendor.chips if chip.name in row[2]]
     assert listed == [chip.name for chip in found.vendor.chips] or "accelmark list chips" in row[2]
     assert all(cell.strip() for cell in row[1:5])
+    section = PAGE.partition(f"\n## {found.name}\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^- \*\*(.+?):\*\*", section, re.MULTILINE) == ["Software", "Verified", "Not known"]
 
 
 @pytest.mark.parametrize(
