@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 from hypothesis import settings
@@ -10,6 +11,11 @@ from hypothesis import settings
 # Tests run beside each other on few cores: how long an example takes says nothing about the code.
 settings.register_profile("accelmark", deadline=None)
 settings.load_profile("accelmark")
+
+# Whatever began the tests in the background may have had them ignore these, and so every process that they start.
+for ignored, answer in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, answer)
 
 
 def python_path(*first: Path) -> str:

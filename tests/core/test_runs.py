@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -43,6 +45,26 @@ def run(tmp_path: Path, *more: str, **options: str) -> subprocess.CompletedProce
         [sys.executable, *command(tmp_path, *more, **options)],
         cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def endless_run(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """One that measures, and would go on; whatever becomes of the test, nothing of it is left."""
+    process = subprocess.Popen(
+        [sys.executable, *command(tmp_path, "--engine", "torch", "--set", "measure.steps=1000000")],
+        cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if "measure step" in line:
+                break
+        yield process
+    finally:
+        process.kill()
+        for pid in workers_of(only_run_dir(tmp_path)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def only_run_dir(tmp_path: Path) -> Path:
@@ -173,44 +195,30 @@ def test_a_failing_run_leaves_a_record_with_the_reason(fault: str, tmp_path: Pat
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_ends_everything_and_keeps_what_was_measured(times: int, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, *command(tmp_path, "--engine", "torch", "--set", "measure.steps=1000000")],
-        cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "measure step" in line:
-            break
-    assert len(workers_of(only_run_dir(tmp_path))) == 3, "two ranks and their agent"
-    for _ in range(times):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
-    record = only_record(tmp_path)
-    assert record.status == "interrupted"
-    assert record.reason is not None
-    assert record.reason.startswith("interrupted after step")
-    assert len(record.loss.curve) >= 2
-    assert workers_of(only_run_dir(tmp_path)) == []
+    with endless_run(tmp_path) as process:
+        assert len(workers_of(only_run_dir(tmp_path))) == 3, "two ranks and their agent"
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        record = only_record(tmp_path)
+        assert record.status == "interrupted"
+        assert record.reason is not None
+        assert record.reason.startswith("interrupted after step")
+        assert len(record.loss.curve) >= 2
+        assert workers_of(only_run_dir(tmp_path)) == []
 
 
 def test_a_killed_rank_is_named(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, *command(tmp_path, "--engine", "torch", "--set", "measure.steps=1000000")],
-        cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "measure step" in line:
-            break
-    events = (only_run_dir(tmp_path) / "events" / "rank00001.jsonl").read_text(encoding="utf-8").splitlines()
-    pid = next(event["pid"] for event in map(json.loads, events) if event["kind"] == "device")
-    os.kill(pid, signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == 1
-    record = only_record(tmp_path)
-    assert record.status == "crashed"
-    assert record.reason is not None
-    assert "rank 1" in record.reason
-    assert workers_of(only_run_dir(tmp_path)) == []
+    with endless_run(tmp_path) as process:
+        events = (only_run_dir(tmp_path) / "events" / "rank00001.jsonl").read_text(encoding="utf-8").splitlines()
+        pid = next(event["pid"] for event in map(json.loads, events) if event["kind"] == "device")
+        os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode == 1
+        record = only_record(tmp_path)
+        assert record.status == "crashed"
+        assert record.reason is not None
+        assert "rank 1" in record.reason
+        assert workers_of(only_run_dir(tmp_path)) == []
