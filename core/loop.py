@@ -83,16 +83,20 @@ class Loop:
 
     def run(self) -> None:
         """Warm up, then measure; ``NonFiniteLossError``, or ``UsageError`` for epochs that are too short."""
-        self._log.emit(ev.PhaseEvent, phase="warmup")
-        for _ in range(self._plan.measure.warmup_steps):
-            self._enqueue("warmup")
-        self._drain()
+        self.warm_up()
         steps = self._measured_steps()
         self._total = self._step + steps * self._plan.measure.repeat
         self._log.emit(ev.SpeedEvent, product_s=product_time_s(self._engine.device, self._clock))
         memory.reset_peaks(self._engine.device)
         for _ in range(self._plan.measure.repeat):
-            self._measure(steps)
+            self.measure(steps)
+
+    def warm_up(self) -> None:
+        """The steps that are dropped; ``NonFiniteLossError``."""
+        self._log.emit(ev.PhaseEvent, phase="warmup")
+        for _ in range(self._plan.measure.warmup_steps):
+            self._enqueue("warmup")
+        self._drain()
 
     def profile(self, run_dir: Path) -> None:
         """Trace the steps that the plan asks for, on rank 0; the others take part in them."""
@@ -106,12 +110,16 @@ class Loop:
                 self._untimed_step()
             self._clock.synchronize()
 
+    def next_batch(self) -> StepBatch:
+        """What the next step would train on."""
+        return next(self._batches)
+
     def _untimed_step(self) -> None:
         self._step += 1
-        self._engine.step(next(self._batches), learning_rate(self._plan.hyper_parameters, self._step))
+        self._engine.step(self.next_batch(), learning_rate(self._plan.hyper_parameters, self._step))
 
-    def _measure(self, steps: int) -> None:
-        """One measured window."""
+    def measure(self, steps: int) -> float:
+        """One measured window; how long it took, in seconds. ``NonFiniteLossError``."""
         self._synchronize()
         self._log.emit(ev.PhaseEvent, phase="measure")
         started = time.perf_counter()
@@ -128,6 +136,7 @@ class Loop:
             epochs=self._loader.epochs_at(self._step),
             **totals,
         )
+        return window_s
 
     def _measured_steps(self) -> int:
         """Enough steps for the shortest window, the same on every rank: the slowest rank's estimate."""
@@ -162,7 +171,7 @@ class Loop:
         rate = learning_rate(self._plan.hyper_parameters, self._step, self._loader.epochs_at(self._step - 1))
         start = self._clock.mark()
         asked = time.perf_counter()
-        batch = next(self._batches)
+        batch = self.next_batch()
         waited_s = time.perf_counter() - asked
         result = self._engine.step(batch, rate)
         norm = torch.full_like(result.loss, math.nan) if result.grad_norm is None else result.grad_norm

@@ -80,7 +80,6 @@ class Training:
         from core.checkpoint.of_run import RunCheckpoints
         from core.data.loader import DeviceLoader
         from core.loop import Loop
-        from core.telemetry import TelemetrySampler
 
         self._log.emit(ev.PhaseEvent, phase="data")
         source = self._open_data()
@@ -90,15 +89,10 @@ class Training:
         checkpoints.load_into(engine)
         gas = self._plan.hyper_parameters.gradient_accumulation_steps
         loader = DeviceLoader(source, gas, torch.device(device.torch_device), checkpoints.step)
-        sampler = TelemetrySampler(partial(vendor.collect_telemetry, device), self._log)
         try:
             self._loop = Loop(self._plan, engine, loader, self._log, checkpoints.step)
-            self._loop.run()
-            self._log.emit(ev.MemoryEvent, memory=vendor.collect_memory(device))
-            if self._plan.measure.profile_steps:
-                self._loop.profile(self._run_dir)
+            self._measure(self._loop, engine, vendor, device)
         finally:
-            sampler.stop()
             loader.close()
         checkpoints.save_from(engine, self._loop.step)
         if self._plan.evaluation is not None:
@@ -108,6 +102,19 @@ class Training:
         # Not where something failed: other ranks may hang in a collective, and nothing can be agreed on.
         engine.close()
         engine.leave()
+
+    def _measure(self, loop: Loop, engine: Engine, vendor: Vendor, device: Device) -> None:
+        """The loop's windows, with telemetry beside them; memory peaks, and the trace that the plan asks for."""
+        from core.telemetry import TelemetrySampler
+
+        sampler = TelemetrySampler(partial(vendor.collect_telemetry, device), self._log)
+        try:
+            loop.run()
+            self._log.emit(ev.MemoryEvent, memory=vendor.collect_memory(device))
+            if self._plan.measure.profile_steps:
+                loop.profile(self._run_dir)
+        finally:
+            sampler.stop()
 
     def _keep_adapters(self, engine: Engine) -> None:
         """Save what was trained, if that is small: the adapters, by rank 0."""

@@ -1,0 +1,75 @@
+"""What the framework adds to a step, and where its window waits for the device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from tests.benchmarks.host_waits import counted_waits
+from tests.benchmarks.overhead import Overhead, added_share
+from tests.conftest import python_path
+
+ROOT = Path(__file__).parents[2]
+ATTEMPTS = 3
+"""Other processes can only make the bound look larger than it is."""
+
+
+def overhead(tmp_path: Path, *words: str) -> Overhead:
+    environment = os.environ | {"PYTHONPATH": python_path(), "ACCELMARK_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.overhead", "llama2_7b", *words, "--json"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    return Overhead.model_validate(json.loads(done.stdout))
+
+
+def test_the_bound_of_five_shares_is_the_largest_and_of_many_an_order_statistic() -> None:
+    ours = [1.01, 1.02, 1.03, 1.04, 1.05]
+    added, bound = added_share(ours, [1.0] * 5)
+    assert added == pytest.approx(0.03)
+    assert bound == pytest.approx(0.05)
+    added, bound = added_share([1 + n / 100 for n in range(20)], [1.0] * 20)
+    assert added == pytest.approx(0.095)
+    assert bound == pytest.approx(0.14)  # 15th of 20: at most 14 are below the median with probability 0.979
+
+
+def test_too_few_alternations_give_no_bound() -> None:
+    with pytest.raises(ValueError, match="take 5 or more"):
+        added_share([1.0] * 4, [1.0] * 4)
+
+
+def test_a_value_that_is_read_in_the_window_is_found_where_it_is_read() -> None:
+    def window() -> None:
+        for number in range(3):
+            torch.ones(2).mul_(number).sum().item()
+
+    (place,) = counted_waits(torch.device("cpu"), window).items()
+    assert place[0].startswith("tests/benchmarks/test_overhead.py:")
+    assert place[1] == 3
+
+
+def test_our_window_reads_no_value_back(tmp_path: Path) -> None:
+    found = overhead(tmp_path, "--alternations", "5", "--steps", "1", "--set", "measure.warmup_steps=1")
+    assert found.waits == {}
+    assert len(found.ours_s) == len(found.bare_s) == 5
+
+
+@pytest.mark.slow
+def test_our_loop_adds_less_than_the_limit_to_a_step_on_a_cpu(tmp_path: Path) -> None:
+    bounds = []
+    for _ in range(ATTEMPTS):
+        found = overhead(tmp_path, "--alternations", "30", "--steps", "3")
+        bounds.append(found.bound)
+        if found.bound <= found.limit:
+            return
+    pytest.fail(f"bounds {bounds}")
