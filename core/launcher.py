@@ -66,11 +66,18 @@ def _caught_interrupts() -> Iterator[_Interrupts]:
 
 
 def launch_run(  # noqa: PLR0913, PLR0917 - what, where, and who is told
-    plan: Plan, run_dir: Path, command: str, console: Console, node: int = 0, listener: EventListener | None = None
+    plan: Plan,
+    run_dir: Path,
+    command: str,
+    console: Console,
+    node: int = 0,
+    listener: EventListener | None = None,
+    begun_unix_s: float | None = None,
 ) -> Outcome:
     """Run ``plan`` in ``run_dir`` (which holds plan.json) to its end, and leave there how it ended.
 
     ``node``: which one's workers these are, where there are several. ``listener`` is told every event.
+    ``begun_unix_s``: when the user began to wait.
     """
     per_node = plan.topology.chips_per_node
     ranks = range(node * per_node, (node + 1) * per_node)
@@ -97,6 +104,7 @@ def launch_run(  # noqa: PLR0913, PLR0917 - what, where, and who is told
     lost = {} if interrupts.count or hang else _lost_ranks(run_dir / AGENT_LOG)
     outcome = Outcome(
         command=command,
+        begun_unix_s=begun_unix_s,
         interrupted=interrupts.count > 0,
         hang=hang,
         exit_code=agent.returncode,

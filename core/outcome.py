@@ -16,6 +16,8 @@ class Outcome(Schema):
     """How the launcher saw the processes end; missing after the launcher itself was killed."""
 
     command: str
+    begun_unix_s: float | None = None
+    """When the command began, or this run of a series; None where that is not known."""
     interrupted: bool = False
     hang: str | None = None
     """What made no progress, when the launcher ended the run for that."""

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 
@@ -17,6 +18,16 @@ _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 """Opened here: between fork and exec another thread's lock on the loader may be held for good."""
 _PR_SET_PDEATHSIG = 1
 _WATCH_EVERY_S = 1.0
+
+
+def started_unix_s() -> float:
+    """When this process was started, by the wall clock as it is now."""
+    if sys.platform != "linux":
+        return psutil.Process().create_time()
+    # Not by psutil: it adds to the time of the boot, which the kernel tells in whole seconds (proc_pid_stat(5)).
+    fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
 
 
 def die_with_parent(marker: str) -> None:

@@ -130,6 +130,7 @@ def _build(
         math_mode=device.device.math_mode if device else {},
         optimizer=model.optimizer if model else None,
         warnings=(*said, *stragglers(events), *_spread_warning(plan, throughput)),
+        startup_seconds=summary.startup_seconds(first_rank, outcome.begun_unix_s),
         started_unix_s=min((event.time_unix_s for event in events), default=None),
         duration_s=max((event.elapsed_s for event in events), default=None),
         command=outcome.command,

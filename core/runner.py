@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from core import plan as planning
-from core import selection, sinks
+from core import process, selection, sinks
 from core.cluster import Node
 from core.console import complain
 from core.engines.catalog import engine_spec
@@ -66,11 +66,13 @@ def run(options: Options, console: Console) -> list[Record]:
         selection.require_packages(engine_spec(plan.engine))
         selection.require_extras(plan)
     records: list[Record] = []
+    begun_unix_s = process.started_unix_s()
     for plan in planned:
         done = next((record for record in options.done if record.plan == plan), None)
         if done is not None:
             console.print(f"done before: {done.id}", soft_wrap=True)
-        records.append(done or _run_one(plan, options, console))
+        records.append(done or _run_one(plan, options, console, begun_unix_s))
+        begun_unix_s = time.time()
         if records[-1].status == "interrupted":
             break
     return records
@@ -80,11 +82,11 @@ def _choose(options: Options, console: Console, world: tuple[int, int] | None = 
     return selection.choose(options.selection, lambda message: console.print(f"warning: {message}"), world)
 
 
-def _run_one(plan: Plan, options: Options, console: Console) -> Record:
+def _run_one(plan: Plan, options: Options, console: Console, begun_unix_s: float) -> Record:
     run_dir = prepare_run_dir(plan, options.out)
     console.print(f"run folder {run_dir}", soft_wrap=True)
     feed = Feed(options.sinks, plan, run_dir, console)
-    launch_run(plan, run_dir, command_line(), console, listener=feed.put)
+    launch_run(plan, run_dir, command_line(), console, listener=feed.put, begun_unix_s=begun_unix_s)
     record = finish(run_dir, console)
     feed.finish(record)
     return record
@@ -125,13 +127,15 @@ def run_pod(options: Options, node: Node, console: Console) -> tuple[list[Record
         selection.require_packages(engine_spec(plan.engine))
         selection.require_extras(plan)
     records: list[Record] = []
+    begun_unix_s = process.started_unix_s()
     for number, plan in enumerate(planned):
         # A port of its own for each run: another node may be quicker to begin the next one.
         own = plan.model_copy(update={"launch": pod_command(plan.topology, node, node.port + number)})
         run_dir = prepare_run_dir(own, options.out)
         console.print(f"node {node.rank} of {node.count}: run folder {run_dir}", soft_wrap=True)
         feed = Feed(options.sinks if node.rank == 0 else (), own, run_dir, console)
-        outcome = launch_run(own, run_dir, command_line(), console, node.rank, feed.put)
+        outcome = launch_run(own, run_dir, command_line(), console, node.rank, feed.put, begun_unix_s)
+        begun_unix_s = time.time()
         if node.rank == 0:
             records.append(finish(run_dir, console))
             feed.finish(records[-1])

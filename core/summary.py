@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -99,6 +100,33 @@ def _of_all_replicas(plan: Plan, tokens: Mapping[int, float]) -> float:
 def _percentile(ordered: Sequence[float], percent: int) -> float:
     """By the nearest rank: a value that was measured."""
     return ordered[min(len(ordered) - 1, max(0, -(-len(ordered) * percent // 100) - 1))]
+
+
+_STARTS: Mapping[ev.Phase, rec.StartPhase] = {
+    "start": "imports",
+    "device": "device",
+    "data": "data",
+    "setup": "setup",
+}
+"""Phases that are one part of the start each, until the next one."""
+
+
+def startup_seconds(first_rank: Sequence[ev.Event], begun_unix_s: float | None) -> dict[rec.StartPhase, float]:
+    """Where the time from ``begun_unix_s`` to the first window went, by rank 0; empty without a window."""
+    phases = of_kind(first_rank, ev.PhaseEvent)
+    steps = of_kind(first_rank, ev.StepEvent)
+    at = {event.phase: event.elapsed_s for event in reversed(phases)}  # repeats measure again
+    if "measure" not in at or not steps or steps[0].step_time_s is None:
+        return {}
+    found: dict[rec.StartPhase, float] = {}
+    if begun_unix_s is not None:
+        found["launch"] = max(0.0, phases[0].time_unix_s - begun_unix_s)
+    for before, after in itertools.pairwise(phases):
+        if before.phase in _STARTS:
+            found[_STARTS[before.phase]] = after.elapsed_s - before.elapsed_s
+    warmed_up_s = at["measure"] - at["warmup"]
+    found["first_step"] = min(steps[0].step_time_s, warmed_up_s)
+    return found | {"warm_up": warmed_up_s - found["first_step"]}
 
 
 def memory(events: Sequence[ev.Event]) -> rec.Memory:

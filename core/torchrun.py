@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from core import cluster, runner, sinks, stacks, worker
+from core import cluster, process, runner, sinks, stacks, worker
 from core.events import read_events
 from core.launcher import write_outcome
 from core.layout import Rank
@@ -45,6 +45,7 @@ def run(options: runner.Options, console: Console) -> tuple[list[Record], int]:
     planned = runner.plans(options, console, _world(rank))
     store = worker.meeting_store(rank)
     records: list[Record] = []
+    begun_unix_s = process.started_unix_s()
     for number, plan in enumerate(planned):
         # A prefix of its own, since the launcher's store outlives the run before.
         run_store = PrefixStore(f"accelmark-{number}", store)
@@ -56,14 +57,21 @@ def run(options: runner.Options, console: Console) -> tuple[list[Record], int]:
             records.append(record)
             _tell_sinks(options.sinks, plan, run_dir, record, console)
 
-        code = _run_one(plan, run_dir, rank, run_store, done, console)
+        code = _run_one(plan, run_dir, rank, run_store, done, console, begun_unix_s)
+        begun_unix_s = time.time()
         if code != 0:
             return records, code
     return records, 0
 
 
 def _run_one(  # noqa: PLR0913, PLR0917 - what all runs share, and what this one has of its own
-    plan: Plan, run_dir: Path, rank: Rank, store: Store, done: Callable[[Record], None], console: Console
+    plan: Plan,
+    run_dir: Path,
+    rank: Rank,
+    store: Store,
+    done: Callable[[Record], None],
+    console: Console,
+    begun_unix_s: float,
 ) -> int:
     """This rank's part of one run; rank 0 shows its own progress and is done with the record. The exit code."""
     if rank.local_rank == 0:
@@ -76,7 +84,7 @@ def _run_one(  # noqa: PLR0913, PLR0917 - what all runs share, and what this one
 
     def close(code: int) -> None:
         progress.close(PROGRESS_WITHIN_S)
-        done(_record(run_dir, code, console))
+        done(_record(run_dir, code, console, begun_unix_s))
 
     return worker.work(plan, run_dir, rank, lambda: store, close, progress.put)
 
@@ -87,8 +95,9 @@ def _world(rank: Rank) -> tuple[int, int]:
     return rank.world_size // per_node, per_node
 
 
-def _record(run_dir: Path, code: int, console: Console) -> Record:
-    write_outcome(run_dir, Outcome(command=runner.command_line(), exit_code=code, launched_nodes=0))
+def _record(run_dir: Path, code: int, console: Console, begun_unix_s: float) -> Record:
+    outcome = Outcome(command=runner.command_line(), begun_unix_s=begun_unix_s, exit_code=code, launched_nodes=0)
+    write_outcome(run_dir, outcome)
     return runner.finish(run_dir, console)
 
 

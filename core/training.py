@@ -52,6 +52,7 @@ class Training:
         from core import defaults
 
         vendor = load_alone(self._plan.vendor, self._plan.vendor_distribution, defaults)
+        self._log.emit(ev.PhaseEvent, phase="device")
         device = vendor.init_device(self._plan, self._rank.local_rank)
         self.context.read_memory = partial(vendor.collect_memory, device)
         vendor.prepare_engine(self._plan, device)

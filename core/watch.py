@@ -48,7 +48,7 @@ class RankWatch:
         return f"after step {self._step}" if self._step else f"in phase {self._phase}"
 
     def _limit(self) -> tuple[str, float]:
-        if self._phase == "start":
+        if self._phase in {"start", "device"}:
             return "start_timeout_s", self._measure.start_timeout_s
         if self._step == 0:
             return "setup_timeout_s", self._measure.setup_timeout_s

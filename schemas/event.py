@@ -11,7 +11,7 @@ from schemas.chip import Device, MemoryReading, TelemetryReading
 from schemas.evaluation import Accuracy, Benchmark
 from schemas.profile import Profile
 
-Phase = Literal["start", "data", "setup", "warmup", "measure", "profile", "save", "evaluate", "finish"]
+Phase = Literal["start", "device", "data", "setup", "warmup", "measure", "profile", "save", "evaluate", "finish"]
 Status = Literal["ok", "oom", "nan", "hang", "crashed", "interrupted", "invalid"]
 
 

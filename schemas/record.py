@@ -78,6 +78,12 @@ class Loss(Schema):
     memory_allocated_curve_gib: tuple[float, ...] = ()
 
 
+StartPhase = Literal["launch", "imports", "device", "data", "setup", "first_step", "warm_up"]
+"""From the command to the first window: the launcher until a worker's first word; importing torch and the plugin;
+taking the device and meeting the other ranks; data; model, weights and optimizer; the first step, which compiles;
+the other steps of the warm-up."""
+
+
 class Telemetry(Schema):
     """Over the measured window, per chip; None where the vendor cannot tell."""
 
@@ -189,6 +195,9 @@ class Record(Schema):
     optimizer: str | None = None
     warnings: tuple[str, ...] = ()
     started_unix_s: NonNegativeFloat | None = None
+    startup_seconds: dict[StartPhase, NonNegativeFloat] = {}
+    """Where the time until the first window went, of rank 0; without ``launch`` where the command's start is not
+    known, and empty where no window was begun."""
     duration_s: NonNegativeFloat | None = None
     command: str | None = None
     plan: Plan | None = None

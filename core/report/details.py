@@ -11,7 +11,7 @@ from schemas.base import Text
 from schemas.evaluation import Accuracy
 from schemas.plan import Plan
 from schemas.profile import Share
-from schemas.record import Record
+from schemas.record import Record, StartPhase
 from schemas.report import EntryItem, Item, Language, TextItem
 
 
@@ -26,7 +26,13 @@ def run_details(record: Record, plan: Plan) -> TextItem:
     if record.loss.first_step > 1:
         entries.append(_went_on(record.loss.first_step - 1))
     if record.status == "ok":
-        entries += [*_timing(record, plan), *_utilisation(record), *_memory(record), *_energy(record)]
+        entries += [
+            *_start(record),
+            *_timing(record, plan),
+            *_utilisation(record),
+            *_memory(record),
+            *_energy(record),
+        ]
         entries += [*_alignment(record), *_accuracy(record), *_profile(record)]
     entries += [_entry("警告", "Warning", verbatim(message)) for message in record.warnings]
     title = Text(zh=f"运行 {record.run}", en=f"Run {record.run}")
@@ -73,6 +79,30 @@ def _profile(record: Record) -> list[Item]:
         return f"{significant(profile.step_time_s, 's')}: " + ", ".join(told)
 
     return [_entry("单步耗时构成", "Where the time of a traced step goes", Text(zh=shares("zh"), en=shares("en")))]
+
+
+_START: Mapping[StartPhase, Text] = {
+    "launch": Text(zh="启动进程", en="launch"),
+    "imports": Text(zh="导入", en="imports"),
+    "device": Text(zh="设备与通信组", en="device and process group"),
+    "data": Text(zh="数据", en="data"),
+    "setup": Text(zh="模型与优化器", en="model and optimizer"),
+    "first_step": Text(zh="首步（含编译）", en="first step, with compilation"),
+    "warm_up": Text(zh="其余预热", en="other warm-up"),
+}
+
+
+def _start(record: Record) -> list[Item]:
+    """From the command to the first window, as far as that is known."""
+    parts = record.startup_seconds
+    if not parts:
+        return []
+
+    def told(language: Language) -> str:
+        each = [f"{_START[phase].in_language(language)} {seconds:.1f} s" for phase, seconds in parts.items()]
+        return f"{sum(parts.values()):.1f} s: " + ", ".join(each)
+
+    return [_entry("启动至测量窗口", "From the command to the window", Text(zh=told("zh"), en=told("en")))]
 
 
 def _accuracy(record: Record) -> list[Item]:

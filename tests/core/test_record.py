@@ -45,7 +45,7 @@ class RunFolder:
     def start(self, rank: int) -> None:
         """Up to the model."""
         self.now_s = 0.0
-        for phase in ("start", "data", "setup"):
+        for phase in ("start", "device", "data", "setup"):
             self.emit(rank, ev.PhaseEvent, phase=phase)
         device = Device(
             torch_device=f"acme:{rank}", index=rank, name="ACME X1", collective_backend="accl",
@@ -173,6 +173,28 @@ def test_throughput_is_of_all_ranks_over_the_slowest_ones_window(whole: RunFolde
     assert throughput.step_time_median_s == pytest.approx(2.125)
     assert throughput.step_time_p5_s == 2.03
     assert throughput.step_time_p95_s == 2.21
+
+
+def test_the_time_until_the_window_is_told_by_what_it_went_into(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    for phase, at_s in (("start", 0.0), ("device", 5.0), ("data", 7.0), ("setup", 7.5), ("warmup", 10.0)):
+        folder.now_s = at_s
+        folder.emit(0, ev.PhaseEvent, phase=phase)
+    folder.step(0, "warmup", 1, step_time_s=20.0)
+    folder.now_s = 34.0
+    folder.emit(0, ev.PhaseEvent, phase="measure")
+    folder.outcome(exit_code=0, begun_unix_s=1e9 - 1.5)
+    assert folder.record().startup_seconds == pytest.approx(
+        {"launch": 1.5, "imports": 5, "device": 2, "data": 0.5, "setup": 2.5, "first_step": 20, "warm_up": 4}
+    )
+
+
+def test_where_the_command_began_unseen_or_no_window_was_reached_less_is_told(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    folder.start(0)
+    assert folder.record().startup_seconds == {}
+    folder.train(0)
+    assert "launch" not in folder.record().startup_seconds
 
 
 def test_tokens_of_a_replica_that_is_split_over_ranks_count_once(make_folder: MakeFolder) -> None:

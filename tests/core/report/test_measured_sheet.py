@@ -141,6 +141,13 @@ def test_details_hold_what_the_table_has_no_room_for(base: Record) -> None:
         assert f"    - {line}\n" in text
 
 
+def test_the_time_until_the_window_is_told_by_part(base: Record) -> None:
+    record = base.model_copy(update={"startup_seconds": {"launch": 1.25, "first_step": 20.0}})
+    assert "启动至测量窗口：21.2 s: 启动进程 1.2 s, 首步（含编译） 20.0 s" in sheet(record)
+    assert "From the command to the window: 21.2 s: launch 1.2 s, first step" in sheet(record, language="en")
+    assert "启动至测量窗口" not in sheet(base)
+
+
 def test_a_run_that_went_on_from_a_checkpoint_says_so(base: Record) -> None:
     went_on = base.model_copy(update={"loss": base.loss.model_copy(update={"first_step": 46})})
     assert "    - 续训：从第 45 步的检查点继续训练\n" in sheet(went_on)
