@@ -30,8 +30,8 @@ CONFIG = HardwareConfig(
         Run(
             id="finetune_tuned",
             fix_hp={
-                "local_batch_size": 4,
-                "gradient_accumulation_steps": 4,
+                "local_batch_size": 8,
+                "gradient_accumulation_steps": 2,
                 "padding": "dropped",
                 "attention": "sdpa",
                 "compile": True,

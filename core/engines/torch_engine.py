@@ -7,7 +7,8 @@ bf16, bf16_stochastic  bf16 weights and moments; DDP or FSDP2 on several ranks
 LoRA, 16 bits          frozen weights in 16 bits, fp32 adapters, autocast; DDP or FSDP2 on several ranks
 =====================  =======================================================================
 
-Stage 2 keeps gathered parameters between forward and backward, stage 3 frees them.
+Stage 3 frees gathered parameters after each block's forward and backward; stage 2 keeps them until the step's last
+backward.
 """
 
 from __future__ import annotations
@@ -177,8 +178,9 @@ class TorchEngine(Engine):
             with self._model.no_sync():
                 yield
         else:
-            if isinstance(self._model, FSDPModule) and self.hp.zero_stage == 0:
-                self._model.set_requires_gradient_sync(last)
+            if isinstance(self._model, FSDPModule) and self.hp.zero_stage < 3:
+                self._model.set_requires_gradient_sync(last or self.hp.zero_stage > 0)
+                self._model.set_reshard_after_backward(last)
             yield
 
     def _scaled(self, loss: Tensor) -> Tensor:
