@@ -1,4 +1,4 @@
-"""One H200. fp32 main weights and moments (207 GiB) cannot fit, so both runs keep them in bf16.
+"""One H200. fp32 main weights and moments (207 GiB) cannot fit, so all runs keep them in bf16.
 
 ``published`` is the recipe of the published H800 row; ``tuned`` the fastest that was found for this chip.
 """
@@ -13,5 +13,20 @@ CONFIG = HardwareConfig(
     runs=(
         Run(id="published", fix_hp={"attention": "eager", "activation_checkpointing": "full"}),
         Run(id="tuned", fix_hp={"attention": "flex", "compile": True, "loss": "chunked"}),
+        Run(
+            id="eager",
+            fix_hp={"attention": "eager", "compile": True, "loss": "chunked"},
+            remark="for the annex: without flash attention",
+        ),
+        Run(
+            id="eager_checkpointing",
+            fix_hp={
+                "attention": "eager",
+                "activation_checkpointing": "full",
+                "compile": True,
+                "loss": "chunked",
+            },
+            remark="for the annex: without flash attention, with checkpointing",
+        ),
     ),
 )

@@ -11,6 +11,27 @@ CONFIG = HardwareConfig(
         Run(id="published", fix_hp={"attention": "sdpa", "activation_checkpointing": "full"}),
         Run(id="tuned", fix_hp={"attention": "sdpa", "compile": True, "loss": "chunked"}),
         Run(
+            id="eager",
+            fix_hp={
+                "local_batch_size": 1,
+                "gradient_accumulation_steps": 3,
+                "attention": "eager",
+                "compile": True,
+                "loss": "chunked",
+            },
+            remark="for the annex: without flash attention",
+        ),
+        Run(
+            id="eager_checkpointing",
+            fix_hp={
+                "attention": "eager",
+                "activation_checkpointing": "full",
+                "compile": True,
+                "loss": "chunked",
+            },
+            remark="for the annex: without flash attention, with checkpointing",
+        ),
+        Run(
             id="deepspeed",
             engine="deepspeed",
             fix_hp={

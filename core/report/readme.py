@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from core.report.annex import annex
 from core.report.markdown import escape
 from core.report.measured import measured_report
-from core.report.render import render_report
+from core.report.render import render_report, render_table
 from core.report.say import significant, verbatim
 from schemas.base import Text
 from schemas.case import Case
@@ -42,6 +43,7 @@ def render_case_readme(
         *(published or [_NONE.in_language(language)]),
         f"## {_MEASURED.in_language(language)}",
         *(measured or [_NONE.in_language(language)]),
+        *_annex(records, language),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
@@ -53,6 +55,11 @@ def _measured_groups(records: Mapping[str, Record]) -> list[list[Record]]:
         if record.source == "measured":
             groups.setdefault((record.vendor, record.topology.render()), []).append(record)
     return [group for _, group in sorted(groups.items())]
+
+
+def _annex(records: Mapping[str, Record], language: Language) -> list[str]:
+    table = annex([record for record in records.values() if record.source == "measured"])
+    return [] if table is None else [render_table(table, language)]
 
 
 def _introduction(case: Case, language: Language) -> list[str]:

@@ -58,6 +58,11 @@ def render_report(report: Report, records: Mapping[str, Record], language: Langu
     return "\n".join(line.rstrip() for line in lines)
 
 
+def render_table(table: Table, language: Language) -> str:
+    """A table of texts as Markdown, beneath its caption."""
+    return "\n".join(_table_lines(table, language))
+
+
 def _require_records(report: Report, records: Mapping[str, Record]) -> None:
     for table in report.tables:
         for row in table.rows:

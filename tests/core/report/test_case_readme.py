@@ -48,6 +48,29 @@ def test_published_sheets_come_first_then_one_measured_sheet_per_vendor_and_topo
     assert not has_chinese(text)
 
 
+def test_the_annex_shows_the_fastest_run_of_each_setup_of_a_topology(
+    case: Case, make_plan: Callable[..., Plan], make_record: Callable[..., Record]
+) -> None:
+    def measured(id: str, share: float, **hp: Any) -> Record:
+        record = make_record(make_plan(hp=hp), id=id)
+        return record.model_copy(update={"mfu": record.mfu.model_copy(update={"flagperf": share})})
+
+    records = [
+        measured("slow", 0.25, attention="eager", activation_checkpointing="full"),
+        measured("fast", 0.28, attention="eager", activation_checkpointing="full", compile=True),
+        measured("tuned", 0.5, attention="flex"),
+    ]
+    unofficial = measured("tried", 0.6, attention="flex").model_copy(update={"official": False})
+    failed = make_record(make_plan(hp={"attention": "eager"}), id="failed", status="oom", reason="no room")
+    texts = [
+        render_case_readme(case, [], {r.id: r for r in some}, "zh")
+        for some in ([*records, unofficial], [*records, failed], records[2:])
+    ]
+    assert "| X1x1x4+toy_7b | 50.0%    | /                    | 28.0% " in texts[0]
+    assert "| X1x1x4+toy_7b | 50.0%    | oom                  | 28.0% " in texts[1]
+    assert "附表" not in texts[2]
+
+
 def test_the_description_is_generated_from_the_case(case: Case) -> None:
     chinese, english = (render_case_readme(case, [], {}, language) for language in ("zh", "en"))
     for text in (
