@@ -30,9 +30,9 @@ MACA_TORCH = KnownVersions(
 )
 TF32_SWITCH = "METAX_USE_TF32"
 VARIABLES = (
-    "MACA_VISIBLE_DEVICES", TF32_SWITCH, "MACA_PATH", "MACA_MPS_MODE", "MCCL_DEBUG", "MCCL_IB_HCA",
-    "MCCL_IB_GID_INDEX", "MCCL_ENABLE_VSWITCH", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
-    "PYTORCH_ALLOW_CUDA_CUDNN_TF32",
+    "MACA_VISIBLE_DEVICES", TF32_SWITCH, "MACA_PATH", "MACA_MPS_MODE", "MACA_SMALL_PAGESIZE_ENABLE",
+    "CUDA_DEVICE_MAX_CONNECTIONS", "MCCL_DEBUG", "MCCL_IB_HCA", "MCCL_IB_GID_INDEX", "MCCL_ENABLE_VSWITCH",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTORCH_ALLOW_CUDA_CUDNN_TF32",
 )  # fmt: skip
 """Recorded where they are set."""
 
@@ -55,8 +55,13 @@ def probe() -> list[ProbeResult]:
 
 @hookimpl
 def launch_env(plan: Plan) -> dict[str, str]:
-    """Threads for the host's part of the work, and the switch of MetaX's libraries for TF32."""
-    return {
+    """Threads for the host's part of the work, and the switch of MetaX's libraries for TF32.
+
+    Megatron starts a collective before the product that is to hide it, which only one queue to the device keeps in
+    order: MetaX's own Megatron scripts set the same.
+    """
+    queues = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"} if plan.engine == "megatron" else {}
+    return queues | {
         "OMP_NUM_THREADS": str(max(1, usable_cores() // plan.topology.chips_per_node)),
         TF32_SWITCH: _tf32_switch(plan),
     }

@@ -272,3 +272,8 @@ def test_workers_share_the_cores_and_get_the_switch_for_tf32(make_plan, monkeypa
         "OMP_NUM_THREADS": "8",
         "METAX_USE_TF32": switch,
     }
+
+
+def test_megatron_gets_one_queue_to_the_device(make_plan):
+    assert metax.launch_env(make_plan(engine="megatron"))["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in metax.launch_env(make_plan(engine="torch"))
