@@ -20,7 +20,9 @@ from tests.conftest import python_path
 
 ROOT = Path(__file__).parents[2]
 ATTEMPTS = 3
-"""Other processes can only make the bound look larger than it is."""
+"""Other processes, which share the caches, can only make the bound look larger than it is."""
+LONG_STEP = ("sequence_length=128", "model.hidden_size=128", "model.intermediate_size=352")
+"""About 0.15 s, of which 3% can be told from noise."""
 
 
 def overhead(tmp_path: Path, *words: str) -> Overhead:
@@ -67,8 +69,9 @@ def test_our_window_reads_no_value_back(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_our_loop_adds_less_than_the_limit_to_a_step_on_a_cpu(tmp_path: Path) -> None:
     bounds = []
+    sets = [word for value in LONG_STEP for word in ("--set", value)]
     for _ in range(ATTEMPTS):
-        found = overhead(tmp_path, "--alternations", "30", "--steps", "3")
+        found = overhead(tmp_path, "--alternations", "30", "--steps", "3", *sets)
         bounds.append(found.bound)
         if found.bound <= found.limit:
             return
