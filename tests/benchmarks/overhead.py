@@ -135,7 +135,7 @@ class OverheadTraining(Training):
 
 
 def _seconds(window: Callable[[int], float], steps: int, device_type: str) -> float:
-    """Of one step: on a CPU, where the host does all the work, the processors' time, whatever else they are doing."""
+    """Of one step: on a CPU, where the host does all the work, the processors' time, whatever else they do."""
     if device_type != "cpu":
         return window(steps) / steps
     begin = time.process_time()
@@ -184,7 +184,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     for found in told:
-        print(found.model_dump_json(indent=2) if given.json else _text(found))
+        given.out.mkdir(parents=True, exist_ok=True)
+        file = given.out / f"{found.case}-{found.topology}-{found.run}-{found.engine}.json"
+        file.write_text(found.model_dump_json(indent=2) + "\n")
+        print(_text(found))
     return 0 if all(_holds(found) for found in told) else 1
 
 
@@ -213,7 +216,7 @@ def _options() -> argparse.ArgumentParser:
     )
     options.add_argument("--alternations", type=int, default=20, metavar="N")
     options.add_argument("--steps", type=int, default=5, metavar="N", help="of each window")
-    options.add_argument("--json", action="store_true")
+    options.add_argument("--out", type=Path, default=Path("runs") / "overhead", metavar="DIR")
     return options
 
 

@@ -1,0 +1,63 @@
+"""The measured part of docs/speed.md is what the committed results and records say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core import plan as planning
+from core.selection import Selection, choose
+from schemas.record import Record
+from tests.benchmarks import page, roofline
+from tests.benchmarks.overhead import Overhead
+from tests.benchmarks.step_parts import step_parts
+from tests.benchmarks.test_roofline import ExactChip
+from tests.benchmarks.test_side_by_side import compared, result
+
+
+def test_the_page_is_what_is_rendered() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    part = page.measured(page.RESULTS, page.committed_records())
+    assert text == page.rewritten(text, part), "run python -m tests.benchmarks.page --write"
+
+
+def test_every_kind_of_result_has_its_table(tmp_path: Path) -> None:
+    (request,) = choose(Selection("llama2_7b", "H200x1x1", "tuned"), print)
+    plan = planning.build(request)
+    record = next(r for r in page.committed_records() if "llama2_7b-H200x1x1-tuned" in r.id)
+    record = record.model_copy(update={"startup_seconds": {"launch": 1.5, "first_step": 20.0}})
+    overhead = Overhead(
+        case="llama2_7b", topology="H200x1x1", run="tuned", engine="torch", steps=5, ours_s=(1.0,), bare_s=(0.99,),
+        added=0.01, bound=0.012, limit=0.005, waits={"core/loop.py:1": 2},
+    )  # fmt: skip
+    found = {
+        "side_by_side": compared(easy=(result(12_800),), ours=(result(13_440),)),
+        "roofline": roofline.compose(plan, step_parts(plan), ExactChip(), "exact", record),
+        "overhead": overhead,
+    }
+    for kind, one in found.items():
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "one.json").write_text(one.model_dump_json())
+    text = page.measured(tmp_path, [record])
+    assert "Ours is 1.050 times the best other" in text
+    assert "| llama2_7b H200x1x1 tuned | torch | +1.00% | +1.20% | 0.5% | 2 x core/loop.py:1 |" in text
+    assert record.throughput is not None
+    rate = record.throughput.tokens_per_second_per_chip
+    assert f"| llama2_7b H200x1x1 tuned | {rate:,.0f} | " in text
+    assert "| llama2_7b H200x1x1 tuned | 21.5 | 1.5 | / | / | / | / | 20.0 | / |" in text
+
+
+def test_efficiency_compares_runs_of_one_kind_only() -> None:
+    def fast(record: Record, chips: int, rate: float) -> Record:
+        assert record.throughput is not None
+        topology = record.topology.model_copy(update={"chips_per_node": chips})
+        parallel = record.parallel.model_copy(update={"dp": chips})
+        throughput = record.throughput.model_copy(update={"tokens_per_second_per_chip": rate})
+        return record.model_copy(update={"topology": topology, "parallel": parallel, "throughput": throughput})
+
+    records = page.committed_records()
+    llama2 = next(r for r in records if "llama2_7b-H200x1x4-tuned" in r.id)
+    baichuan2 = next(r for r in records if "baichuan2_13b-H200x1x2-tuned" in r.id)
+    known = [fast(llama2, 2, 12_000), fast(llama2, 4, 11_000), fast(llama2, 4, 11_940), fast(baichuan2, 4, 6_000)]
+    text = page.measured(page.RESULTS, known)
+    assert "| 2: 12,000, 4: 11,940 | 99.5% |" in text
+    assert "baichuan2_13b" not in text.partition("### Scale")[2]
