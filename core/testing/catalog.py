@@ -160,6 +160,14 @@ CHECKS: tuple[Check, ...] = (
         if_declared=True,
     ),
     Check(
+        id="optimizer_wrap.checkpoint",
+        hook="optimizer_wrap",
+        place="fp32",
+        proves="weights and optimizer state, saved and loaded, train on to where an unbroken run comes",
+        call="core.testing.checkpoint_checks:state_goes_on",
+        needs=("build_model.repeats", "optimizer_wrap.keeps_recipe"),
+    ),
+    Check(
         id="collect_telemetry.sane",
         hook="collect_telemetry",
         place="fp32",

@@ -95,6 +95,51 @@ def optimizer_wrap(optimizer):
 """,
     ),
     Fault(
+        "moments_out_of_sight",
+        "optimizer_wrap.checkpoint",
+        "keeps no exp_avg",
+        """
+@hookimpl
+def optimizer_wrap(optimizer):
+    # An AdamW whose state has names of its own.
+    import torch
+
+    class OwnAdamW(torch.optim.AdamW):
+        def step(self):
+            for state in self.state.values():
+                state["exp_avg"] = state.pop("momentum")
+            super().step()
+            for state in self.state.values():
+                state["momentum"] = state.pop("exp_avg")
+
+    taken = ("params", "lr", "betas", "eps", "weight_decay")
+    return OwnAdamW([{name: group[name] for name in taken} for group in optimizer.param_groups])
+""",
+    ),
+    Fault(
+        "forgets_its_updates",
+        "optimizer_wrap.checkpoint",
+        "% of the way: the optimizer that optimizer_wrap gives",
+        """
+@hookimpl
+def optimizer_wrap(optimizer):
+    # Bias correction begins anew with every optimizer that is made.
+    import torch
+
+    class OwnAdamW(torch.optim.AdamW):
+        updates = 0
+
+        def step(self):
+            self.updates += 1
+            for state in self.state.values():
+                state["step"].fill_(self.updates - 1)
+            super().step()
+
+    taken = ("params", "lr", "betas", "eps", "weight_decay")
+    return OwnAdamW([{name: group[name] for name in taken} for group in optimizer.param_groups])
+""",
+    ),
+    Fault(
         "wrong_type",
         "describe_environment.tells",
         "hook describe_environment: torch_threads: Input should be a valid string (got 4)",
