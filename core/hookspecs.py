@@ -157,7 +157,8 @@ def optimizer_wrap(
     """Swap in the vendor's fused optimizer, or adjust the one that core built.
 
     Worker, after the model is sharded and before the first step. Same parameters, groups and hyper-parameters
-    in, same out: batch and schedule are the plan's. None or not implemented: core's optimizer steps.
+    in, same out: batch and schedule are the plan's. Its ``state`` is named as torch's AdamW names it (``exp_avg``,
+    ``exp_avg_sq``, ``step``), as checkpoints are. None or not implemented: core's optimizer steps.
 
     Example::
 
