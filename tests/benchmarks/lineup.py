@@ -36,11 +36,16 @@ class Contender:
 
 def lineup(work: Work) -> tuple[Contender, ...]:
     """Everybody who does ``work``; ours is the last."""
-    others = _baichuan2(work) if work.model.position == "alibi" else _llama()
+    others = _baichuan2(work) if work.model.position == "alibi" else _llama(work)
     return (*others, Contender("ours", "python -m core.run", "ours"))
 
 
-def _llama() -> tuple[Contender, ...]:
+def _liger(work: Work) -> tuple[str, ...]:
+    """Its kernels are Triton's: on a CPU, which is for trying this out, torch's own loss takes their place."""
+    return () if work.device == "cpu" else ("liger_kernel",)
+
+
+def _llama(work: Work) -> tuple[Contender, ...]:
     return (
         _deepspeed("eager", 3, "HF model, eager attention, checkpointing, DeepSpeed ZeRO-3", largest=1),
         _deepspeed("sdpa", 3, "HF model, SDPA, checkpointing, DeepSpeed ZeRO-3"),
@@ -49,7 +54,7 @@ def _llama() -> tuple[Contender, ...]:
             "HF model, SDPA, Liger's fused loss, torch.compile, no checkpointing; FSDP2 on several GPUs",
             "plain_loop",
             ("--attention", "sdpa", "--fused-loss", "--compile"),
-            ("transformers", "liger_kernel"),
+            ("transformers", *_liger(work)),
         ),
         Contender(
             "torchtitan",
@@ -68,7 +73,7 @@ def _baichuan2(work: Work) -> tuple[Contender, ...]:
         "FSDP2 on several GPUs",
         "plain_loop",
         ("--attention", "sdpa", "--fused-loss", "--compile"),
-        ("liger_kernel",),
+        _liger(work),
         largest_micro_batch=2,
     )
     if work.gpus > 1:

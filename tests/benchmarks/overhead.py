@@ -1,7 +1,7 @@
 """What the framework adds to a step: our loop against a bare one around the same model and optimizer.
 
 ``python -m tests.benchmarks.overhead llama2_7b`` sets a run up as ``core.run`` does (on a CPU; ``--config H200x1x1
---run tuned`` on a GPU, where it takes about four minutes; under torchrun on several) and lets two loops take
+--run tuned`` on a GPU, where it takes about two minutes; under torchrun on several) and lets two loops take
 turns in one process: ours, with data reading, events and telemetry, and one of a dozen lines, on batches that lie
 on the device. It also counts where the host waits for the device within our window.
 """
@@ -214,8 +214,8 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument(
         "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="as core.run's"
     )
-    options.add_argument("--alternations", type=int, default=20, metavar="N")
-    options.add_argument("--steps", type=int, default=5, metavar="N", help="of each window")
+    options.add_argument("--alternations", type=int, default=12, metavar="N")
+    options.add_argument("--steps", type=int, default=3, metavar="N", help="of each window")
     options.add_argument("--out", type=Path, default=Path("runs") / "overhead", metavar="DIR")
     return options
 

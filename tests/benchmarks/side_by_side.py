@@ -37,17 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = _plan(given)
         work = Work.of(plan)
         chosen = _chosen(lineup(work), given.contenders)
+        found = _begun(plan, work, chosen, given, _command(sys.argv[1:] if arguments is None else arguments))
     except AccelMarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     given.out.mkdir(parents=True, exist_ok=True)
-    found = Comparison(
-        command=_command(sys.argv[1:] if arguments is None else arguments),
-        started_unix_s=time.time(),
-        topology=plan.topology.render(),
-        work=work,
-        contenders=tuple(Measured(name=c.name, what=c.what) for c in chosen),
-    )
     each_s = START_S + work.min_window_s
     _say(
         f"{len(chosen)} contenders x {given.alternations}, about {len(chosen) * given.alternations * each_s:.0f} s"
@@ -73,6 +67,9 @@ def _options() -> argparse.ArgumentParser:
         "--window-s", type=float, default=30.0, metavar="S", help="and at least so long, on a GPU"
     )
     options.add_argument("--contenders", metavar="A,B", help="only these, of those that the report names")
+    options.add_argument(
+        "--add", action="store_true", help="to what an earlier command of this session left in --out"
+    )
     options.add_argument("--out", type=Path, default=Path("runs") / "side_by_side", metavar="DIR")
     return options
 
@@ -83,6 +80,30 @@ def _plan(given: argparse.Namespace) -> Plan:
     selection = Selection(given.case, given.config, given.run, sets=parse_sets(given.sets) | window)
     (request,) = choose(selection, _say)
     return planning.build(request)
+
+
+def _begun(
+    plan: Plan, work: Work, chosen: Sequence[Contender], given: argparse.Namespace, command: str
+) -> Comparison:
+    """What turns are added to: nothing, or with ``--add`` what an earlier command of the session has kept."""
+    topology = plan.topology.render()
+    mine = tuple(Measured(name=c.name, what=c.what) for c in chosen)
+    new = Comparison(command=command, started_unix_s=time.time(), topology=topology, work=work, contenders=mine)
+    file = _stem(given.out, new).with_suffix(".json")
+    if not given.add:
+        return new
+    if not file.exists():
+        raise UsageError(f"--add: there is no {file}", "leave --add out of a session's first command")
+    earlier = Comparison.model_validate_json(file.read_bytes())
+    if earlier.work != work:
+        raise UsageError(f"--add: {file} is of other work", "give the same options, or another --out")
+    known = {contender.name for contender in earlier.contenders}
+    contenders = (*earlier.contenders, *(contender for contender in mine if contender.name not in known))
+    return earlier.model_copy(update={"command": f"{earlier.command}; {command}", "contenders": contenders})
+
+
+def _stem(out: Path, found: Comparison) -> Path:
+    return out / f"{found.work.case}-{found.topology}"
 
 
 def _chosen(everybody: Sequence[Contender], names: str | None) -> list[Contender]:
@@ -100,7 +121,7 @@ def _take_turns(
 ) -> Comparison:
     """Every contender once, then over again; what is known by then is kept after each."""
     sizes = {contender.name: list(contender.micro_batches(found.work)) for contender in chosen}
-    stem = given.out / f"{found.work.case}-{found.topology}"
+    stem = _stem(given.out, found)
     for turn in range(given.alternations):
         for contender in chosen:
             command, result = _until_it_fits(contender, found.work, plan, given, sizes[contender.name])

@@ -126,6 +126,18 @@ def test_an_unknown_contender_is_refused(capsys: pytest.CaptureFixture[str], tmp
     assert "no contender is called hf" in capsys.readouterr().err
 
 
+def test_turns_are_added_to_those_of_the_same_work_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "_measure", lambda *_: ("python -m x", result(100)))
+    monkeypatch.setattr(Contender, "missing", lambda _: None)
+    words = ["llama2_7b", "--alternations", "1", "--out", str(tmp_path)]
+    assert side_by_side.main([*words, "--contenders", "easy,ours", "--add"]) == 2  # nothing to add to
+    assert side_by_side.main([*words, "--contenders", "easy,ours"]) == 0
+    assert side_by_side.main([*words, "--contenders", "ours,torchtitan", "--add"]) == 0
+    assert side_by_side.main([*words, "--steps", "30", "--add"]) == 2  # other work
+    found = Comparison.model_validate_json((tmp_path / "llama2_7b-H200x1x1.json").read_text())
+    assert {one.name: len(one.results) for one in found.contenders} == {"easy": 1, "ours": 2, "torchtitan": 1}
+
+
 @pytest.mark.slow
 @pytest.mark.deepspeed
 @pytest.mark.parametrize(
