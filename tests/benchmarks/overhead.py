@@ -164,7 +164,7 @@ def compare(plan: Plan, turns: Turns) -> None:
     if rank.world_size != plan.topology.world_size:
         raise DeviceError(
             f"the run needs {plan.topology.world_size} ranks, there are {rank.world_size}",
-            f"start it with torchrun --nproc-per-node {plan.topology.world_size} -m tests.benchmarks.overhead",
+            f"start it with torchrun --nproc-per-node {plan.topology.world_size} -m -- tests.benchmarks.overhead",
         )
     for name, value in plan.launch_env.items():
         os.environ.setdefault(name, value)

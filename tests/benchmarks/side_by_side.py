@@ -181,7 +181,17 @@ def _words(contender: Contender, work: Work, plan: Plan, given: argparse.Namespa
         words += ["--out", str(given.out / "runs")]
         return [sys.executable, "-m", module, *own, "--", *words]
     agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    return [sys.executable, *agent, "--nproc-per-node", str(work.gpus), "-m", module, *own, *contender.options]
+    return [
+        sys.executable,
+        *agent,
+        "--nproc-per-node",
+        str(work.gpus),
+        "-m",
+        "--",
+        module,
+        *own,
+        *contender.options,
+    ]
 
 
 def _environment(plan: Plan) -> dict[str, str]:

@@ -29,7 +29,7 @@ def verdict(found: Comparison) -> str:
     others = [c for c in found.contenders if c.name != OURS and c.rates]
     ours = next((c for c in found.contenders if c.name == OURS and c.rates), None)
     if ours is None or not others:
-        return "Nothing to compare: " + ("no other contender" if ours else "ours") + " was measured."
+        return f"Nothing to compare: {'no other contender was' if ours else 'ours was not'} measured."
     best = max(others, key=lambda c: statistics.fmean(c.rates))
     ratio = statistics.fmean(ours.rates) / statistics.fmean(best.rates)
     return f"Ours is {ratio:.3f} times the best other, `{best.name}`."

@@ -118,7 +118,7 @@ def test_who_was_not_measured_is_named_with_the_reason() -> None:
     found = compared(torchtitan=(absent,), ours=(result(13_440),))
     assert verdict(found) == "Nothing to compare: no other contender was measured."
     assert "/ (not run: torchtitan not installed)" in table(found)
-    assert verdict(compared(easy=(result(1),))) == "Nothing to compare: ours was measured."
+    assert verdict(compared(easy=(result(1),))) == "Nothing to compare: ours was not measured."
 
 
 def test_an_unknown_contender_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
