@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from schemas.case import Case, HardwareConfig
     from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
+    from schemas.hyperparameters import Overrides, OverrideValue
     from schemas.plan import Plan
+    from schemas.units import Topology
 
 hookspec = pluggy.HookspecMarker(HOOK_PROJECT)
 
@@ -72,6 +74,23 @@ def hardware_configs(case: Case) -> Sequence[HardwareConfig] | None:
         def hardware_configs(case):
             if case.name == "llama2_7b":
                 return [HardwareConfig(vendor="acme", topology="X1x1x8", engine="torch", runs=[Run(id="base")])]
+    """
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def tune(case: Case, topology: Topology, chosen: Mapping[str, OverrideValue]) -> Overrides | None:
+    """What a tuned run sets otherwise on this vendor's chips: kernels that only they have, or lack.
+
+    Launcher, when a run of a config with ``tuned=True`` is planned; must not import torch. ``chosen`` is what
+    core would set, without what the run and the command line ask for, which wins in any case. None: core's choice
+    stands.
+
+    Example::
+
+        @hookimpl
+        def tune(case, topology, chosen):
+            return {"compile": False} if topology.chip == "X1" else None
     """
     raise NotImplementedError
 

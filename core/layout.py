@@ -96,6 +96,11 @@ def _ranks(hp: HyperParameters, model: DecoderSpec, parallel: Parallel) -> Itera
         )
 
 
+def count_parameters(model: DecoderSpec) -> int:
+    """All of a decoder's, as if it were built."""
+    return _stage_parameters(model, (range(model.num_layers),), 0, 1)
+
+
 def _stage_parameters(model: DecoderSpec, stages: tuple[range, ...], stage: int, tp: int) -> int:
     """Parameters of one stage on one tensor parallel rank: matrices are split, norms are not."""
     hidden, kv_size = model.hidden_size, model.num_kv_heads * model.head_size

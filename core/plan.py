@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import JsonValue, ValidationError
 
-from core import launch, layout
+from core import launch, layout, tuning
 from core.cases import Config, LoadedCase
 from core.engines.catalog import EngineSpec, engine_spec
 from core.engines.deepspeed_config import deepspeed_config
@@ -164,7 +164,7 @@ class Request:
 def build(request: Request) -> Plan:
     """Resolve one run; UsageError, with the nearest plan that works, when it cannot be."""
     loaded, config, vendor = request.loaded, request.config, request.vendor
-    layers = _layers(request)
+    layers, tuned = _layers(request)
     hp, model = layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
     measure, data = layers.section("measure.", Measure), layers.section("data.", DataSpec)
     tokenizer = layers.section("tokenizer.", TokenizerSpec)
@@ -203,7 +203,7 @@ def build(request: Request) -> Plan:
         lora=lora,
         evaluation=evaluation,
         checkpoint=layers.section("checkpoint.", CheckpointFolders),
-        fix_hp={key: _plain(layers.values[key]) for key in request.changed},
+        fix_hp={key: _plain(layers.values[key]) for key in dict.fromkeys((*tuned, *request.changed))},
         remark=request.run.remark,
         origins=layers.origins,
         parallel=parallel,
@@ -236,12 +236,35 @@ def _engine_config(
     return megatron_config(hp, model, parallel) if engine == "megatron" else {}
 
 
-def _layers(request: Request) -> Layers:
+def _layers(request: Request, tuned: Mapping[str, OverrideValue] | None = None) -> tuple[Layers, tuple[str, ...]]:
+    """All of them, and the settings that were chosen for a tuned run and that the config's own would differ in.
+
+    What is chosen lies below what the run and the command line ask for, but depends on it.
+    """
     layers = Layers(request.loaded.case)
     layers.apply(request.config.value.defaults, request.config.source)
+    chosen: tuple[str, ...] = ()
+    if request.run.tuned:
+        settings = _tuned(request) if tuned is None else tuned
+        known = layers.values
+        chosen = tuple(key for key in settings if key not in known or settings[key] != _plain(known[key]))
+        layers.apply({key: settings[key] for key in chosen}, f"tuned for {request.config.value.topology}")
     layers.apply(request.run.fix_hp, f"{request.config.source}, run {request.run.id}")
     layers.apply(request.sets, "--set")
-    return layers
+    return layers, chosen
+
+
+def _tuned(request: Request) -> dict[str, OverrideValue]:
+    """What core chooses for a tuned run, and what the vendor would rather have."""
+    case, config, vendor = request.loaded.case, request.config.value, request.vendor
+    tuning.require(_engine(request)[0], text_alone=case.vision is None and case.lora is None)
+    layers, _ = _layers(request, tuned={})
+    hp, model = layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
+    chip = vendor.chip(config.topology.chip)
+    topology = _topology(request.config, chip, request.world)
+    given = {**request.run.fix_hp, **request.sets}
+    chosen = tuning.choose(hp, model, chip, topology.world_size, given)
+    return chosen | {key: value for key, value in vendor.tune(case, topology, chosen).items() if key not in given}
 
 
 def _engine(request: Request) -> tuple[str, str]:

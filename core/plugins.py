@@ -24,11 +24,13 @@ from core.user_chips import overridden, user_chips
 from schemas.base import explain
 from schemas.case import Case, HardwareConfig
 from schemas.chip import ChipSpec, Device, MemoryReading, ProbeResult, TelemetryReading
+from schemas.hyperparameters import Overrides, OverrideValue
 
 if TYPE_CHECKING:
     import torch
 
     from schemas.plan import Plan
+    from schemas.units import Topology
 
 GROUP = "accelmark.vendors"
 
@@ -78,6 +80,11 @@ class Vendor:
     def hardware_configs(self, case: Case) -> tuple[HardwareConfig, ...]:
         """Configs this vendor adds to ``case``."""
         return self._ask("hardware_configs", tuple[HardwareConfig, ...], case=case) or ()
+
+    def tune(self, case: Case, topology: Topology, chosen: Mapping[str, OverrideValue]) -> Overrides:
+        """What the vendor sets otherwise in a tuned run."""
+        answer: Overrides | None = self._ask("tune", Overrides, case=case, topology=topology, chosen=chosen)
+        return answer or {}
 
     def launch_env(self, plan: Plan) -> dict[str, str]:
         """Environment to add for the workers."""

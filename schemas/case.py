@@ -80,6 +80,8 @@ class Run(Schema):
     id: Name
     engine: Name | None = None
     """Another engine than the config's, for this row."""
+    tuned: bool = False
+    """Leave speed to the framework: what ``core/tuning.py`` chooses for plan and chip lies under ``fix_hp``."""
     fix_hp: Overrides = {}
     remark: str | None = None
     """A remark printed behind the last change in the ``fix_hp`` cell."""

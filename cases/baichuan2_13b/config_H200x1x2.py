@@ -11,24 +11,7 @@ CONFIG = HardwareConfig(
     topology="H200x1x2",
     engine="torch",
     runs=(
-        Run(
-            id="tuned",
-            fix_hp={
-                "zero_stage": 3,
-                "attention": "flex",
-                "compile": True,
-                "loss": "chunked",
-            },
-        ),
-        Run(
-            id="tuned_bf16_state",
-            fix_hp={
-                "optimizer_state": "bf16_stochastic",
-                "attention": "flex",
-                "compile": True,
-                "loss": "chunked",
-            },
-            remark="as on one chip",
-        ),
+        Run(id="tuned", tuned=True),
+        Run(id="tuned_bf16_state", tuned=True, fix_hp={"optimizer_state": "bf16_stochastic"}),
     ),
 )

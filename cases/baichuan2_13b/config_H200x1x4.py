@@ -12,26 +12,7 @@ CONFIG = HardwareConfig(
             engine="deepspeed",
             fix_hp={"zero_stage": 1, "attention": "eager", "activation_checkpointing": "full"},
         ),
-        Run(
-            id="tuned",
-            fix_hp={
-                "zero_stage": 3,
-                "local_batch_size": 4,
-                "gradient_accumulation_steps": 2,
-                "attention": "flex",
-                "compile": True,
-                "loss": "chunked",
-            },
-        ),
-        Run(
-            id="tuned_bf16_state",
-            fix_hp={
-                "optimizer_state": "bf16_stochastic",
-                "attention": "flex",
-                "compile": True,
-                "loss": "chunked",
-            },
-            remark="as on one chip",
-        ),
+        Run(id="tuned", tuned=True),
+        Run(id="tuned_bf16_state", tuned=True, fix_hp={"optimizer_state": "bf16_stochastic"}),
     ),
 )

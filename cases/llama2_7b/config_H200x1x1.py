@@ -9,7 +9,7 @@ CONFIG = HardwareConfig(
     defaults={"precision": "bf16", "optimizer_state": "bf16_stochastic"},
     runs=(
         Run(id="published", fix_hp={"attention": "sdpa", "activation_checkpointing": "full"}),
-        Run(id="tuned", fix_hp={"attention": "sdpa", "compile": True, "loss": "chunked"}),
+        Run(id="tuned", tuned=True),
         Run(
             id="eager",
             fix_hp={

@@ -69,6 +69,15 @@ CHECKS: tuple[Check, ...] = (
         if_declared=True,
     ),
     Check(
+        id="tune.plannable",
+        hook="tune",
+        place="launcher",
+        proves="tuned runs can be planned on every chip, and compute in a step what they would without the plugin",
+        call="core.testing.launcher_checks:tuned_runs_can_be_planned",
+        needs=_PLANNED,
+        if_declared=True,
+    ),
+    Check(
         id="init_device.takes_device",
         hook="init_device",
         place="fp32",

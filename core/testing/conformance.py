@@ -130,7 +130,7 @@ class Conformance:
             return {check.id: attempt(check, self._runs) for check in checks}
         ranks = RANKS if place == "ranks" else 1
         precision = "fp32" if place == "ranks" else place
-        plan = small_plan(vendor, self._runs.chip, ranks, precision=precision)
+        plan = small_plan(vendor, self._runs.chip, ranks, settings={"precision": precision})
         return run_checks(_session(vendor, checks, plan, ranks), self.folder)
 
     def _keep(self, check: Check, outcome: Outcome) -> None:

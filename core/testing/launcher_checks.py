@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 
 from core import cases, plan
 from core.cases import Config
@@ -14,8 +16,9 @@ from core.errors import UsageError
 from core.plugins import Vendor
 from core.testing.case import CASE
 from core.testing.check import FailedError
-from core.testing.small import small_plan
+from core.testing.small import small_plan, small_request
 from schemas.chip import ChipSpec
+from schemas.units import Topology
 
 PROBE_LIMIT_S = 15.0
 """A tool that a probe calls is given up after 10 s (``core.tools.TIMEOUT_S``)."""
@@ -99,6 +102,29 @@ def configs_can_be_planned(vendor: Vendor) -> str:
     return f"{planned} runs"
 
 
+def tuned_runs_can_be_planned(vendor: Vendor) -> str:
+    """A tuned run on one and on four of each chip, of both kinds of positions; its steps compute what they did."""
+    planned = 0
+    for chip, ranks, position in itertools.product(vendor.chips, (1, 4), ("rope", "alibi")):
+        settings = {"precision": "bf16", "model.position": position}
+        request = small_request(vendor, chip.name, ranks, settings=settings)
+        plain = plan.build(request)
+        try:
+            tuned = plan.build(replace(request, run=request.run.model_copy(update={"tuned": True})))
+        except UsageError as error:
+            raise FailedError(f"a tuned run on {ranks} × {chip.name} cannot be planned: {error.what}") from error
+        for what in ("tokens_per_step", "compute_precision"):
+            _stays(what, getattr(plain, what), getattr(tuned, what))
+        _stays("optimizer_state", plain.hyper_parameters.optimizer_state, tuned.hyper_parameters.optimizer_state)
+        planned += 1
+    return f"{planned} runs"
+
+
+def _stays(what: str, plain: object, tuned: object) -> None:
+    if plain != tuned:
+        raise FailedError(f"tune makes {what} {tuned} of {plain}: that is other work, not faster work")
+
+
 def chips_can_be_planned(vendor: Vendor) -> str:
     """A plan for each chip, whose variables are the same when it is made again."""
     names: set[str] = set()
@@ -115,6 +141,7 @@ def no_torch_is_imported(vendor: Vendor) -> str:
     """Nothing that the checks before this one have called has loaded torch, by whatever way."""
     with contextlib.suppress(Exception):  # what is wrong with its answer is another check's business
         vendor.hardware_configs(CASE)
+        vendor.tune(CASE, Topology(chip=vendor.chips[0].name, nodes=1, chips_per_node=1), {})
     if "torch" in sys.modules:
         raise FailedError("the plugin imports torch on the launcher's side; import it within the worker's hooks")
-    return "chips, probe, hardware_configs, launch_env"
+    return "chips, probe, hardware_configs, tune, launch_env"

@@ -20,6 +20,7 @@ from core.selection import missing_packages
 from core.testing.check import FailedError, NotDeclaredError, NotRunError
 from core.testing.small import reference_chip, small_plan
 from schemas.event import ErrorEvent
+from schemas.hyperparameters import OverrideValue
 from schemas.plan import Plan
 from schemas.record import Record
 
@@ -58,7 +59,7 @@ class Runs:
         if found is None:
             raise NotRunError("no installed vendor has a reference chip to compare with")
         vendor, chip = found
-        record, run_dir = self.run(small_plan(vendor, chip, weights=self.weights))
+        record, run_dir = self.run(small_plan(vendor, chip, settings={"weights": self.weights}))
         if record.status != "ok":
             raise NotRunError(f"the reference run on {chip} ended as {record.status}: {record.reason} ({run_dir})")
         return record
@@ -79,11 +80,12 @@ def megatron_follows_the_reference(runs: Runs) -> str:
     return _follows(runs, engine_spec("megatron"), tensor_parallel=runs.ranks)
 
 
-def _follows(runs: Runs, engine: EngineSpec, **layout: int) -> str:
+def _follows(runs: Runs, engine: EngineSpec, **layout: OverrideValue) -> str:
     missing = missing_packages(engine)
     if missing:
         raise NotRunError(f"{' and '.join(missing)} not installed: pip install 'accelmark[{engine.extra}]'")
-    plan = small_plan(runs.vendor, runs.chip, runs.ranks, engine.name, weights=runs.weights, **layout)
+    settings = {"weights": runs.weights, **layout}
+    plan = small_plan(runs.vendor, runs.chip, runs.ranks, engine.name, settings)
     record, run_dir = runs.run(plan)
     if refusal := _refusal(run_dir):
         raise NotDeclaredError(f"prepare_engine refuses {engine.name}: {refusal}")
@@ -120,7 +122,7 @@ def largest_error(what: str, found: Sequence[float], expected: Sequence[float], 
 
 def out_of_memory_is_recorded(runs: Runs) -> str:
     """Status ``oom``, with the device's own words."""
-    record, run_dir = runs.run(small_plan(runs.vendor, runs.chip, model__intermediate_size=TOO_WIDE))
+    record, run_dir = runs.run(small_plan(runs.vendor, runs.chip, settings={"model.intermediate_size": TOO_WIDE}))
     if record.status != "oom":
         raise FailedError(f"the run ended as {record.status}, not oom: {record.reason} ({run_dir})")
     return (record.reason or "")[:160]

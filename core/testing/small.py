@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from core import plan, plugins
@@ -18,24 +19,31 @@ GLOBAL_BATCH = 8
 """Sequences a step, however many ranks share them: what makes losses comparable."""
 
 
-def small_plan(vendor: Vendor, chip: str, ranks: int = 1, engine: str = "torch", **changes: OverrideValue) -> Plan:
-    """The small case's plan; ``changes`` are settings, with ``__`` for the dot (``model__num_layers=1``)."""
-    settings = {key.replace("__", "."): value for key, value in changes.items()}
+def small_plan(
+    vendor: Vendor, chip: str, ranks: int = 1, engine: str = "torch", settings: Mapping[str, OverrideValue] = {}
+) -> Plan:
+    """The small case's plan, with ``settings`` over its own."""
+    return plan.build(small_request(vendor, chip, ranks, engine, settings))
+
+
+def small_request(
+    vendor: Vendor, chip: str, ranks: int = 1, engine: str = "torch", settings: Mapping[str, OverrideValue] = {}
+) -> plan.Request:
+    """What ``small_plan`` is made of."""
     replicas = ranks // int(settings.get("tensor_parallel", 1) or 1)
     gas = CASE.hyper_parameters.gradient_accumulation_steps
-    settings.setdefault("local_batch_size", GLOBAL_BATCH // gas // replicas)
     run = Run(id=str(settings.get("precision", "fp32")))
     config = HardwareConfig(
         vendor=vendor.name,
         topology=Topology(chip=chip, nodes=1, chips_per_node=ranks),
         engine=engine,
-        defaults=settings,
+        defaults={"local_batch_size": GLOBAL_BATCH // gas // replicas, **settings},
         runs=(run,),
     )
     own = Config(config, "core.testing")
     # Not resolved as workers do: that asks every vendor, and here one alone is judged.
     loaded = LoadedCase(CASE, str(FOLDER), FOLDER, (own,), {})
-    return plan.build(plan.Request(loaded, own, run, vendor))
+    return plan.Request(loaded, own, run, vendor)
 
 
 def reference_chip() -> tuple[Vendor, str] | None:

@@ -14,7 +14,8 @@ from plugins.nvidia.chips import CHIPS, match
 from schemas.chip import ChipSpec, Device, ProbeResult, TelemetryReading
 
 if TYPE_CHECKING:
-    from schemas.hyperparameters import Precision
+    from schemas.case import Case
+    from schemas.hyperparameters import OverrideValue, Precision
     from schemas.plan import Plan
 
 ACCELMARK_HOOK_API = 1
@@ -32,6 +33,12 @@ def probe() -> list[ProbeResult]:
     lib = telemetry.nvml()
     names = Counter(telemetry.device_names(lib)) if lib is not None else {}
     return [ProbeResult(chip=match(name), device_name=name, count=count) for name, count in names.items()]
+
+
+@hookimpl
+def tune(case: Case) -> dict[str, OverrideValue] | None:
+    """Triton's FlexAttention where a bias keeps SDPA from its fused kernels: ALiBi."""
+    return {"attention": "flex"} if case.model.position == "alibi" else None
 
 
 @hookimpl

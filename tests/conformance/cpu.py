@@ -6,7 +6,12 @@ Files here are named after vendors, so that pytest collects them only when they 
 from core.testing.suite import *
 
 VENDOR = "cpu"
-LEFT_OUT = {"hardware_configs.plannable", "optimizer_wrap.keeps_recipe", "collect_telemetry.sane"}
+LEFT_OUT = {
+    "hardware_configs.plannable",
+    "tune.plannable",
+    "optimizer_wrap.keeps_recipe",
+    "collect_telemetry.sane",
+}
 CANNOT_BE_SHOWN = {"init_device.refuses_missing", "chips.peaks_reached"}
 
 

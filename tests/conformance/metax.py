@@ -4,7 +4,7 @@ from core.testing.catalog import CHECKS
 from core.testing.suite import *
 
 VENDOR = "metax"
-LEFT_OUT = {"hardware_configs.plannable"}
+LEFT_OUT = {"hardware_configs.plannable", "tune.plannable"}
 
 
 def test_all_that_needs_no_device_has_run(conformance):

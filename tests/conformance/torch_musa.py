@@ -3,7 +3,7 @@
 from core.testing.suite import *
 
 VENDOR = "torch_musa"
-LEFT_OUT = {"hardware_configs.plannable"}
+LEFT_OUT = {"hardware_configs.plannable", "tune.plannable"}
 CANNOT_BE_SHOWN = {"collect_telemetry.sane", "chips.peaks_reached"}
 
 

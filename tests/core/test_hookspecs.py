@@ -13,6 +13,7 @@ from core.errors import DeviceError
 from core.plugins import Vendor
 from schemas.case import HardwareConfig, Run
 from schemas.chip import ChipSpec, Device, MemoryReading, Peak, ProbeResult, TelemetryReading
+from schemas.units import Topology
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "hooks.md"
 HOOKS = [
@@ -36,7 +37,7 @@ def sections() -> dict[str, str]:
 
 def test_the_promised_hooks_exist():
     assert set(NAMED) <= set(HOOKS)
-    assert len(HOOKS) == 11
+    assert len(HOOKS) == 12
 
 
 def test_the_page_documents_the_hooks_and_no_others_in_their_order():
@@ -83,6 +84,7 @@ ANSWERS = {
     "chips": [ChipSpec(name="X1", vendor="acme", memory_gb=64, memory_source="datasheet", peaks=())],
     "probe": [ProbeResult(chip="X1", device_name="ACME X1", count=8)],
     "hardware_configs": [HardwareConfig(vendor="acme", topology="X1x1x8", engine="torch", runs=(Run(id="base"),))],
+    "tune": {"compile": False},
     "launch_env": {"ACCL_BUFFER_MIB": "64"},
     "init_device": DEVICE,
     "prepare_engine": None,
@@ -96,6 +98,11 @@ ARGUMENTS = {
     "chips": {},
     "probe": {},
     "hardware_configs": {"case": CASE},
+    "tune": {
+        "case": CASE,
+        "topology": Topology(chip="X1", nodes=1, chips_per_node=8),
+        "chosen": {"compile": True},
+    },
     "launch_env": {"plan": PLAN},
     "init_device": {"plan": PLAN, "local_rank": 1},
     "prepare_engine": {"plan": PLAN, "device": DEVICE},
@@ -207,6 +214,7 @@ EXPECTED = {
     "chips": lambda found: found[0].peak("bf16").tflops == 200 and found[0].peak("fp8").tflops is None,
     "probe": lambda found: found == (ProbeResult(chip="X1", device_name="ACME X1 64G", count=8),),
     "hardware_configs": lambda found: found[0].name == "X1x1x8",
+    "tune": lambda found: found == {"compile": False},
     "launch_env": lambda found: found == {"ACCL_BUFFER_MIB": "64"},
     "init_device": lambda found: (
         (found.torch_device, found.name, found.math_mode) == ("acme:1", "ACME X1 #1", {"allow_tf32": "False"})

@@ -231,6 +231,17 @@ def hardware_configs(case):
         on_device=False,
     ),
     Fault(
+        "less_work_for_speed",
+        "tune.plannable",
+        "tune makes tokens_per_step",
+        """
+@hookimpl
+def tune(chosen):
+    return {"local_batch_size": 1}
+""",
+        on_device=False,
+    ),
+    Fault(
         "torch_on_the_launcher",
         "launcher.no_torch",
         "imports torch on the launcher's side",

@@ -43,7 +43,8 @@ def test_without_the_vendor_s_chip_the_launcher_s_side_alone_is_checked(tmp_path
     verdicts = {result.id: result.verdict for result in report.results}
     launcher = {check.id for check in conducting.CHECKS if check.place == "launcher"}
     assert {name for name, verdict in verdicts.items() if verdict == "passed"} == launcher - {
-        "hardware_configs.plannable"
+        "hardware_configs.plannable",
+        "tune.plannable",
     }
     assert {r.reason for r in report.results if r.verdict == "not run"} == {"this machine holds no chip of metax"}
     assert (report.chip, report.device, report.ranks, report.emulated) == (None, None, None, False)
@@ -78,8 +79,8 @@ def test_a_plan_of_the_small_case_keeps_the_global_batch() -> None:
     cpu = plugins.select("cpu")
     plans = [
         small.small_plan(cpu, "CPU"),
-        small.small_plan(cpu, "CPU", 2, zero_stage=3),
-        small.small_plan(cpu, "CPU", 2, "megatron", tensor_parallel=2),
+        small.small_plan(cpu, "CPU", 2, settings={"zero_stage": 3}),
+        small.small_plan(cpu, "CPU", 2, "megatron", {"tensor_parallel": 2}),
     ]
     assert {plan.global_batch_size for plan in plans} == {small.GLOBAL_BATCH}
     assert [plan.parallel.render() for plan in plans] == ["TP1PP1DP1", "TP1PP1DP2", "TP2PP1DP1"]

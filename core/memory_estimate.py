@@ -1,0 +1,93 @@
+"""What training a decoder on engine ``torch`` will need of a device's memory, before any of it is allocated.
+
+Sums of what is known to be there at the two moments that can hold the most: between forward and backward, with
+all activations, and at the end of the backward pass, with all gradients. It is no model of an allocator; tests
+hold it to the peaks of the committed records.
+"""
+
+from __future__ import annotations
+
+from core.layout import count_parameters
+from schemas.hyperparameters import HyperParameters
+from schemas.model import DecoderSpec
+
+GIB = 2**30
+LOSS_CHUNK_TOKENS = 2048
+"""As ``core.models.cross_entropy`` cuts them."""
+
+
+def peak_allocated_gib(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:
+    """GiB on one rank; chunked loss, compiled blocks and fused attention are assumed."""
+    tokens = hp.local_batch_size * hp.sequence_length
+    number = _number_bytes(hp, model, data_parallel)
+    gathered = _gathered_parameters(hp, model, data_parallel) * weight_bytes(hp)
+    accumulated = number if hp.gradient_accumulation_steps > 1 else 0
+    activations = tokens * _activation_bytes(hp, model) + _head_bytes(hp, model, tokens)
+    before_backward = 3 * number + accumulated + gathered + activations
+    after_backward = 4 * number + gathered + _reduced_bytes(hp, model, data_parallel)
+    return max(before_backward, after_backward) / GIB
+
+
+def keeps_main_weights(hp: HyperParameters) -> bool:
+    """Whether fp32 weights stand behind those of 16 bits."""
+    return hp.precision in ("bf16", "fp16") and hp.optimizer_state == "fp32"
+
+
+def weight_bytes(hp: HyperParameters) -> int:
+    """Of a weight as it is gathered; autocast makes 16 bits of it later."""
+    return 2 if hp.precision in ("bf16", "fp16") else 4
+
+
+def _number_bytes(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:
+    """A number for each of this rank's parameters: it keeps weight, gradient and two moments."""
+    shards = data_parallel if hp.zero_stage > 0 else 1
+    return (2 if hp.optimizer_state == "bf16_stochastic" else 4) * count_parameters(model) / shards
+
+
+def _is_sharded(hp: HyperParameters, data_parallel: int) -> bool:
+    """As the engine: FSDP2 also keeps main weights that there is nobody to share with."""
+    return keeps_main_weights(hp) or (hp.zero_stage > 0 and data_parallel > 1)
+
+
+def _gathered_parameters(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:
+    """Whole weights beside the shards: all of them, or in stage 3 those of two blocks, embedding and head."""
+    if not _is_sharded(hp, data_parallel):
+        return 0.0
+    everything = count_parameters(model)
+    if hp.zero_stage < 3:
+        return everything
+    ends = 2 * model.vocab_size * model.hidden_size
+    return ends + 2 * (everything - ends) / model.num_layers
+
+
+def _reduced_bytes(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:
+    """Whole gradients of embedding and head, gathered as one, on their way to be reduced in fp32."""
+    if not _is_sharded(hp, data_parallel):
+        return 0.0
+    return (weight_bytes(hp) + 4) * 2.0 * model.vocab_size * model.hidden_size
+
+
+def _activation_bytes(hp: HyperParameters, model: DecoderSpec) -> float:
+    """Of one token: what the backward pass of compiled blocks reads.
+
+    That is a block's input, queries, keys, values, attention's output with its two statistics a head, the sum
+    before the MLP and its norm, gate, up and their product; with full checkpointing the inputs, and one block's
+    rest.
+    """
+    hidden, kv_size = model.hidden_size, model.num_kv_heads * model.head_size
+    width, statistics = _computed_bytes(hp), 2 * 4 * model.num_heads
+    rest = width * (4 * hidden + 2 * kv_size + 3 * model.intermediate_size) + statistics
+    kept_by = 1 if hp.activation_checkpointing == "full" else model.num_layers
+    return model.num_layers * width * hidden + kept_by * rest
+
+
+def _head_bytes(hp: HyperParameters, model: DecoderSpec, tokens: int) -> float:
+    """The head's weight, its gradient in fp32, one chunk of logits, and the last states with their gradient."""
+    width = _computed_bytes(hp)
+    weight = model.vocab_size * model.hidden_size
+    logits = width * min(tokens, LOSS_CHUNK_TOKENS) * model.vocab_size
+    return (2 * width + 4) * weight + logits + 3 * width * tokens * model.hidden_size
+
+
+def _computed_bytes(hp: HyperParameters) -> int:
+    return 4 if hp.precision in ("fp32", "tf32") else 2

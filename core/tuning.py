@@ -1,0 +1,113 @@
+"""The settings that make a run fast and change nothing about what it computes, as a function of plan and chip.
+
+A run of a config with ``tuned=True`` takes them; its own ``fix_hp`` and ``--set`` go before them, and the vendor's
+``tune`` hook may replace any. Kept are tokens per step, precision and optimizer state: only like is compared with
+like.
+
+Of the splits of a step's sequences into LBS × GAS and the ZeRO stages that fit into memory, the one is taken that
+moves the fewest bytes between ranks; of equals, the one with the larger LBS. Without room for any, blocks are
+checkpointed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import product
+
+from core.engines.catalog import engine_spec
+from core.errors import UsageError
+from core.memory_estimate import keeps_main_weights, peak_allocated_gib, weight_bytes
+from schemas.chip import ChipSpec
+from schemas.hyperparameters import HyperParameters, OverrideValue
+from schemas.model import DecoderSpec
+
+RUNTIME_GIB, COLLECTIVES_GIB = 2.0, 5.0
+"""What a device's runtime takes for itself, and what collectives over several devices do, as H200 records show."""
+FILLED = 0.96
+"""Of the rest, what is planned for: estimates are that far off, and no allocator fills all of it."""
+
+Settings = dict[str, OverrideValue]
+
+
+def choose(
+    hp: HyperParameters,
+    model: DecoderSpec,
+    chip: ChipSpec,
+    world_size: int,
+    given: Mapping[str, OverrideValue],
+) -> Settings:
+    """Settings for engine ``torch`` on ``world_size`` ranks; what is ``given`` is left out, and reckoned with."""
+    chosen: Settings = {"attention": "sdpa", "loss": "chunked", "compile": not chip.reference}
+    chosen |= _fitting(hp, model, chip, world_size, given)
+    return {key: value for key, value in chosen.items() if key not in given}
+
+
+def require(engine: str, text_alone: bool) -> None:
+    """UsageError for a run that this module knows too little about."""
+    if engine == "torch" and text_alone:
+        return
+    what = f"engine {engine}" if text_alone else "images or adapters"
+    raise UsageError(
+        f"nothing chooses the settings of a tuned run with {what}",
+        "give them in the run's fix_hp in the place of tuned=True, or use engine torch on a case of text",
+    )
+
+
+def _fitting(
+    hp: HyperParameters,
+    model: DecoderSpec,
+    chip: ChipSpec,
+    world_size: int,
+    given: Mapping[str, OverrideValue],
+) -> Settings:
+    """Checkpointing, ZeRO stage, LBS and GAS."""
+    room_gib = _room_gib(chip, world_size)
+    for checkpointing in ("none", "full"):
+        fitting = []
+        for changes in _splits(hp, checkpointing, world_size):
+            candidate = hp.model_copy(update=changes)
+            contradicts = any(given.get(key, value) != value for key, value in changes.items())
+            if not contradicts and peak_allocated_gib(candidate, model, world_size) <= room_gib:
+                fitting.append((_traffic(candidate, world_size), -candidate.local_batch_size, changes))
+        if fitting:
+            return min(fitting, key=lambda found: found[:2])[2]
+    # Let it be tried: an estimate is no reason to refuse a run, and running out of memory leaves a record.
+    sharded = {"zero_stage": 3} if world_size > 1 else {}
+    return {"activation_checkpointing": "full", **sharded}
+
+
+def _room_gib(chip: ChipSpec, world_size: int) -> float:
+    """Memory that parameters and activations may take; what vendors call GB is nearer to GiB."""
+    if chip.memory_gb is None:
+        return math.inf
+    return FILLED * (chip.memory_gb - RUNTIME_GIB - (COLLECTIVES_GIB if world_size > 1 else 0.0))
+
+
+def _splits(hp: HyperParameters, checkpointing: str, world_size: int) -> Iterator[Settings]:
+    """Every way to split a rank's sequences of one step over micro-batches, with every ZeRO stage."""
+    sequences = hp.local_batch_size * hp.gradient_accumulation_steps
+    stages = engine_spec("torch").zero_stages if world_size > 1 else (0,)
+    for stage, local in product(stages, range(1, sequences + 1)):
+        if sequences % local == 0:
+            yield {
+                "activation_checkpointing": checkpointing,
+                "zero_stage": stage,
+                "local_batch_size": local,
+                "gradient_accumulation_steps": sequences // local,
+            }
+
+
+def _traffic(hp: HyperParameters, world_size: int) -> float:
+    """Bytes a parameter that a rank sends in one step, in units of (ranks - 1) / ranks.
+
+    Gathering the weights for each forward and each backward (stage 3) or once (stage 2), and reducing gradients in
+    fp32 with every micro-batch; replicas reduce theirs once, in their own type, to everybody.
+    """
+    if world_size == 1:
+        return 0.0
+    width, micro_batches = weight_bytes(hp), hp.gradient_accumulation_steps
+    if hp.zero_stage == 0:
+        return 2.0 * (4 if keeps_main_weights(hp) else width)
+    gathered = 2 * micro_batches if hp.zero_stage == 3 else 1
+    return float(gathered * width + 4 * micro_batches)

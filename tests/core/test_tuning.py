@@ -1,0 +1,168 @@
+"""What a tuned run is set to, and that its memory is known beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from core import HOOK_API_VERSION, cases, hookimpl, plan, tuning
+from core.errors import UsageError
+from core.memory_estimate import peak_allocated_gib
+from core.plugins import Vendor, select
+from core.record import read_record
+from schemas.case import HardwareConfig, Run
+from schemas.chip import ChipSpec
+from schemas.hyperparameters import Overrides, OverrideValue
+from schemas.plan import Plan
+
+ROOT = Path(__file__).parents[2]
+RECORDS = sorted(
+    file for case in ("llama2_7b", "baichuan2_13b") for file in ROOT.glob(f"cases/{case}/records/*H200*-tuned*")
+)
+SPLIT = ("activation_checkpointing", "zero_stage", "local_batch_size", "gradient_accumulation_steps")
+
+
+def chip(memory_gb: float | None = 141, **more: bool) -> ChipSpec:
+    return ChipSpec(name="X1", vendor="acme", memory_gb=memory_gb, memory_source="datasheet", peaks=(), **more)
+
+
+def choose(
+    case: str, ranks: int, on: ChipSpec | None = None, given: Overrides | None = None, **settings: OverrideValue
+) -> tuning.Settings:
+    loaded = cases.resolve(str(ROOT / "cases" / case)).case
+    hp = loaded.hyper_parameters.model_copy(update={"precision": "bf16", **settings, **(given or {})})
+    return tuning.choose(hp, loaded.model, on or chip(), ranks, given or {})
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=lambda file: file.stem)
+def test_the_estimate_is_the_peak_of_a_measured_run(file: Path) -> None:
+    record = read_record(file)
+    assert record.plan is not None
+    assert record.memory is not None
+    found = peak_allocated_gib(record.plan.hyper_parameters, record.plan.model, record.plan.parallel.dp)
+    assert found == pytest.approx(record.memory.peak_allocated_gib, rel=0.05)
+
+
+def test_there_are_records_to_hold_the_estimate_to() -> None:
+    assert len(RECORDS) >= 6
+
+
+@pytest.mark.parametrize(
+    ("case", "ranks", "state", "split"),
+    [
+        ("llama2_7b", 1, "bf16_stochastic", ("none", 0, 3, 1)),
+        ("llama2_7b", 2, "fp32", ("none", 2, 3, 1)),
+        ("llama2_7b", 4, "bf16_stochastic", ("none", 0, 3, 1)),
+        ("baichuan2_13b", 1, "bf16_stochastic", ("none", 0, 2, 4)),
+        ("baichuan2_13b", 2, "fp32", ("none", 3, 1, 8)),
+        ("baichuan2_13b", 4, "fp32", ("none", 3, 4, 2)),
+        ("baichuan2_13b", 8, "fp32", ("none", 3, 8, 1)),
+    ],
+)
+def test_a_step_is_split_so_that_least_is_sent_and_memory_suffices(
+    case: str, ranks: int, state: str, split: tuple[str, int, int, int]
+) -> None:
+    assert tuple(choose(case, ranks, optimizer_state=state)[key] for key in SPLIT) == split
+
+
+def test_the_tokens_of_a_step_stay() -> None:
+    for ranks in (1, 2, 4, 8, 64):
+        chosen = choose("baichuan2_13b", ranks)
+        sizes = [
+            chosen.get(key, old) for key, old in (("local_batch_size", 1), ("gradient_accumulation_steps", 8))
+        ]
+        assert sizes[0] * sizes[1] == 8  # type: ignore[operator]
+
+
+def test_checkpointing_is_for_chips_that_hold_nothing_without_it() -> None:
+    assert choose("llama2_7b", 4, chip(48))["activation_checkpointing"] == "full"
+    assert choose("llama2_7b", 4, chip(80))["activation_checkpointing"] == "none"
+
+
+def test_what_fits_in_no_way_is_tried_with_everything_that_saves_memory() -> None:
+    chosen = choose("baichuan2_13b", 2, chip(16))
+    assert {key: chosen[key] for key in SPLIT if key in chosen} == {
+        "activation_checkpointing": "full",
+        "zero_stage": 3,
+    }
+
+
+def test_a_chip_of_unknown_memory_is_taken_to_have_enough() -> None:
+    assert tuple(choose("baichuan2_13b", 4, chip(None))[key] for key in SPLIT) == ("none", 2, 8, 1)
+
+
+def test_what_is_given_is_left_out_and_reckoned_with() -> None:
+    chosen = choose("baichuan2_13b", 4, given={"zero_stage": 2, "compile": False})
+    assert "zero_stage" not in chosen
+    assert "compile" not in chosen
+    assert (chosen["local_batch_size"], chosen["gradient_accumulation_steps"]) == (2, 4)
+
+
+def test_the_reference_chip_compiles_nothing() -> None:
+    assert choose("llama2_7b", 1, chip(None, reference=True))["compile"] is False
+    assert choose("llama2_7b", 1)["compile"] is True
+
+
+# --- in a plan -------------------------------------------------------------------------------------------------
+
+
+def acme(answer: Overrides | None) -> Vendor:
+    module = ModuleType("accelmark_acme")
+    module.ACCELMARK_HOOK_API = HOOK_API_VERSION  # type: ignore[attr-defined]
+    module.chips = hookimpl(lambda: [chip()])  # type: ignore[attr-defined]
+    module.chips.__name__ = "chips"
+
+    @hookimpl
+    def tune() -> Overrides | None:
+        return answer
+
+    module.tune = tune  # type: ignore[attr-defined]
+    return Vendor("acme", "acme-accelmark", module)
+
+
+def planned(vendor: Vendor, run: Run, *, case: str = "llama2_7b", topology: str = "X1x1x4", engine: str = "torch",
+            sets: Overrides | None = None) -> Plan:  # fmt: skip
+    loaded = cases.resolve(str(ROOT / "cases" / case))
+    value = HardwareConfig(vendor=vendor.name, topology=topology, engine=engine, runs=(run,))
+    config = cases.Config(value, f"config_{topology}.py")
+    return plan.build(plan.Request(loaded, config, run, vendor, sets=sets or {}))
+
+
+def test_a_plan_tells_what_was_chosen_and_by_whom() -> None:
+    run = Run(id="tuned", tuned=True, fix_hp={"precision": "bf16"})
+    made = planned(acme({"compile": False, "attention": "eager"}), run, sets={"attention": "sdpa"})
+    hp = made.hyper_parameters
+    assert (hp.attention, hp.compile, hp.loss, hp.zero_stage) == ("sdpa", False, "chunked", 2)
+    assert made.origins["zero_stage"] == made.origins["loss"] == "tuned for X1x1x4"
+    assert made.origins["attention"] == "--set"
+    assert made.fix_hp == {"loss": "chunked", "zero_stage": 2, "precision": "bf16", "attention": "sdpa"}
+
+
+def test_nothing_is_chosen_for_other_runs() -> None:
+    made = planned(acme({"compile": True}), Run(id="base"))
+    assert made.fix_hp == {}
+    assert not made.hyper_parameters.compile
+
+
+def test_nvidia_has_a_fused_kernel_for_alibi() -> None:
+    made = planned(select("nvidia"), Run(id="tuned", tuned=True), case="baichuan2_13b", topology="H200x1x4")
+    assert made.hyper_parameters.attention == "flex"
+    made = planned(select("nvidia"), Run(id="tuned", tuned=True), topology="H200x1x4")
+    assert made.hyper_parameters.attention == "sdpa"
+
+
+def test_an_unknown_setting_of_a_vendor_is_told() -> None:
+    with pytest.raises(UsageError, match="tuned for X1x1x4: unknown setting 'compiled'"):
+        planned(acme({"compiled": True}), Run(id="tuned", tuned=True))
+
+
+@pytest.mark.parametrize(
+    ("case", "engine", "words"),
+    [("llama2_7b", "deepspeed", "engine deepspeed"), ("llama2_7b_finetune", "torch", "images or adapters")],
+)
+def test_a_run_of_which_too_little_is_known_is_refused(case: str, engine: str, words: str) -> None:
+    with pytest.raises(UsageError, match=f"tuned run with {words}") as told:
+        planned(acme(None), Run(id="tuned", tuned=True), case=case, engine=engine)
+    assert "fix_hp" in told.value.fix
