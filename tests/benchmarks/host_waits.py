@@ -32,7 +32,7 @@ WAITING = frozenset(
     )
 )
 """``.item()``, ``bool(tensor)``, and what has a shape that depends on values."""
-_LIBRARIES = ("/torch/", "/contextlib.py")
+_LIBRARIES = ("/torch/", "/contextlib.py", "/warnings.py")
 
 
 def counted_waits(device: torch.device, window: Callable[[], object]) -> Counter[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,21 @@ def test_a_value_that_is_read_in_the_window_is_found_where_it_is_read() -> None:
     (place,) = counted_waits(torch.device("cpu"), window).items()
     assert place[0].startswith("tests/benchmarks/test_overhead.py:")
     assert place[1] == 3
+
+
+def test_on_cuda_torchs_own_warnings_are_counted_by_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def window() -> None:
+        for _ in range(2):  # in the words of c10/cuda/CUDAFunctions.cpp
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    (place,) = counted_waits(torch.device("cuda"), window).items()
+    assert place[0].startswith("tests/benchmarks/test_overhead.py:")
+    assert place[1] == 2
+    assert modes == ["warn", "default"]
 
 
 def test_our_window_reads_no_value_back(tmp_path: Path) -> None:
