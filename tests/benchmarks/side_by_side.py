@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core import plan as planning
+from core import process
 from core.errors import AccelMarkError, UsageError
 from core.launch import ROOT
 from core.selection import Selection, choose, parse_sets
@@ -26,6 +27,7 @@ from tests.benchmarks.lineup import MODULES, Contender, lineup
 from tests.benchmarks.tables import side_by_side
 from tests.benchmarks.work import Comparison, Measured, Result, Work
 
+END_S = 10.0
 START_S = 45
 """About how long a contender takes until its first step: for the estimate that is printed."""
 
@@ -66,6 +68,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument(
         "--window-s", type=float, default=30.0, metavar="S", help="and at least so long, on a GPU"
     )
+    options.add_argument("--timeout-s", type=float, default=420.0, metavar="S", help="of one contender's turn")
     options.add_argument("--contenders", metavar="A,B", help="only these, of those that the report names")
     options.add_argument(
         "--add", action="store_true", help="to what an earlier command of this session left in --out"
@@ -164,12 +167,28 @@ def _measure(
         own = ["--work", str(work_file), "--result", str(result_file), "--micro-batch", str(micro_batch)]
         command = _words(contender, work, plan, given, own)
         log = given.out / f"{contender.name}.log"
-        with log.open("ab") as file:
-            subprocess.run(command, env=_environment(plan), stdout=file, stderr=file, check=False)
+        in_time = _run(command, _environment(plan), log, given.timeout_s)
         told = _command([word for word in command[1:] if word not in own[:4]], program="python")
         if not result_file.exists():
-            return told, Result(status="failed", reason=f"no result; see {log}", micro_batch=micro_batch)
+            reason = f"no result; see {log}" if in_time else f"no result within {given.timeout_s:.0f} s"
+            return told, Result(status="failed", reason=reason, micro_batch=micro_batch)
         return told, Result.model_validate_json(result_file.read_text())
+
+
+def _run(command: list[str], environment: dict[str, str], log: Path, timeout_s: float) -> bool:
+    """Run to the end; False where that took too long. Nothing that it started is alive afterwards."""
+    with log.open("ab") as file:
+        started = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        try:
+            started.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        finally:  # torch's agent, killed, would leave its workers, which have sessions of their own
+            family = process.descendants(started.pid)
+            started.kill()
+            process.end_all(family, END_S)
+            started.wait()
+    return True
 
 
 def _words(contender: Contender, work: Work, plan: Plan, given: argparse.Namespace, own: list[str]) -> list[str]:

@@ -21,7 +21,7 @@ def side_by_side(found: Comparison) -> str:
     ours = next((c for c in found.contenders if c.name == OURS), None)
     head = ("contender", "what", "LBS", "token/p/s", "windows", "spread", "GiB", "loss", "ours is")
     table = markdown(head, [_row(contender, ours) for contender in found.contenders])
-    return f"{_title(found)}\n\n{table}\n\n{verdict(found)}"
+    return f"{_title(found)}\n\n{table}\n\n{verdict(found)} {_versions(found)}".rstrip()
 
 
 def verdict(found: Comparison) -> str:
@@ -42,6 +42,16 @@ def _title(found: Comparison) -> str:
         f"{work.tokens_per_step:,} tokens a step and GPU, {work.precision}, "
         f"optimizer state {work.optimizer_state}. `{found.command}`"
     )
+
+
+def _versions(found: Comparison) -> str:
+    """Of everything that any contender found installed, and of the device."""
+    versions: dict[str, str] = {}
+    for contender in found.contenders:
+        for result in contender.results:
+            versions |= result.versions
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"With {told}." if told else ""
 
 
 def _row(contender: Measured, ours: Measured | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,15 @@ def work_of(case: str, config: str) -> Work:
 
 
 def result(rate: float) -> Result:
-    return Result(status="ok", micro_batch=3, tokens_per_second_per_gpu=rate, first_loss=10.4, last_loss=10.3)
+    versions = {"torch": "2.11.0"}
+    return Result(
+        status="ok",
+        micro_batch=3,
+        tokens_per_second_per_gpu=rate,
+        first_loss=10.4,
+        last_loss=10.3,
+        versions=versions,
+    )
 
 
 def compared(**results: tuple[Result, ...]) -> Comparison:
@@ -103,6 +112,15 @@ def test_a_micro_batch_that_does_not_fit_is_left_out_from_then_on(monkeypatch: p
     assert asked == [3, 1, 1]
 
 
+def test_a_contender_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    began = time.monotonic()
+    assert not side_by_side._run([sys.executable, "-c", script], dict(os.environ), tmp_path / "log", 1.0)
+    assert time.monotonic() - began < 20
+    assert side_by_side._run([sys.executable, "-c", "print('done')"], dict(os.environ), tmp_path / "log", 60.0)
+    assert (tmp_path / "log").read_text() == "done\n"
+
+
 def test_the_verdict_is_ours_over_the_best_other() -> None:
     found = compared(
         published_sdpa=(result(7_500), result(7_700)),
@@ -110,6 +128,7 @@ def test_the_verdict_is_ours_over_the_best_other() -> None:
         ours=(result(13_440), result(13_440)),
     )
     assert verdict(found) == "Ours is 1.050 times the best other, `easy`."
+    assert "With torch 2.11.0." in table(found)
     assert "| `easy` | it | 3 | 12,800 | 2 | 1.6% | / | 10.40 to 10.30 | 1.05x |" in table(found)
 
 
