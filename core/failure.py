@@ -61,11 +61,11 @@ def classify(error: BaseException, context: Context) -> tuple[Status, str]:
     """The status and reason for ``error``."""
     import torch
 
-    from core.loop import NonFiniteLossError
+    from core.loop import NonFiniteError
 
     text = error.what if isinstance(error, AccelMarkError) else f"{type(error).__name__}: {error}"
     reason = (text.splitlines() or [type(error).__name__])[0][:LONGEST_REASON]
-    if isinstance(error, NonFiniteLossError):
+    if isinstance(error, NonFiniteError):
         return "nan", reason
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted (KeyboardInterrupt)"

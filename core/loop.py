@@ -36,12 +36,12 @@ WINDOW_MARGIN = 1.05
 """The window is planned this much longer than its minimum, since warm-up only estimates the step time."""
 
 
-class NonFiniteLossError(AccelMarkError):
+class NonFiniteError(AccelMarkError):
     """The loss or the gradient norm became NaN or infinite."""
 
-    def __init__(self, step: int, loss: float, grad_norm: float | None) -> None:
+    def __init__(self, step: int, loss: float, grad_norm: float) -> None:
         super().__init__(
-            f"loss is {loss} and gradient norm {grad_norm}",
+            f"loss is {loss:.6g} and gradient norm {grad_norm:.6g}",
             "lower learning_rate, or use a precision with more range (bf16 rather than fp16)",
         )
         self.step = step
@@ -58,6 +58,7 @@ class _Pending:
     start: Any
     end: Any
     scalars: torch.Tensor
+    norm_told: bool
     allocated_gib: float | None
     data_wait_s: float
 
@@ -82,7 +83,7 @@ class Loop:
         return self._step
 
     def run(self) -> None:
-        """Warm up, then measure; ``NonFiniteLossError``, or ``UsageError`` for epochs that are too short."""
+        """Warm up, then measure; ``NonFiniteError``, or ``UsageError`` for epochs that are too short."""
         self.warm_up()
         steps = self._measured_steps()
         self._total = self._step + steps * self._plan.measure.repeat
@@ -179,7 +180,8 @@ class Loop:
         host = torch.empty(2, pin_memory=scalars.device.type != "cpu").copy_(scalars, non_blocking=True)
         allocated = memory.allocated_gib(self._engine.device)
         end = self._clock.mark()
-        self._pending.append(_Pending(self._step, phase, batch, rate, start, end, host, allocated, waited_s))
+        told = result.grad_norm is not None
+        self._pending.append(_Pending(self._step, phase, batch, rate, start, end, host, told, allocated, waited_s))
         while len(self._pending) > self._ahead:
             self._resolve(self._pending.popleft())
         return batch
@@ -195,6 +197,8 @@ class Loop:
         self._step_times_s.append(step_s)
         loss, norm = done.scalars.tolist()
         finite = math.isfinite(loss)
+        # A loss scaler tries a scale that overflows, and then skips the step: that is its way.
+        norm_must_be = done.norm_told and self._plan.compute_precision != "fp16"
         self._log.emit(
             ev.StepEvent,
             phase=done.phase,
@@ -210,8 +214,8 @@ class Loop:
             memory_allocated_gib=done.allocated_gib,
             data_wait_s=done.data_wait_s,
         )
-        if not finite:
-            raise NonFiniteLossError(done.step, loss, norm)
+        if not finite or (norm_must_be and not math.isfinite(norm)):
+            raise NonFiniteError(done.step, loss, norm)
 
 
 def _counts(batch: StepBatch) -> dict[str, int]:

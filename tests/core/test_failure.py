@@ -11,7 +11,7 @@ from torch import nn
 from core import failure
 from core.errors import UsageError
 from core.failure import Context
-from core.loop import NonFiniteLossError
+from core.loop import NonFiniteError
 from schemas.chip import MemoryReading
 
 NO_KERNEL = "Could not run 'aten::silu.out' with arguments from the 'musa' backend. This could be because ..."
@@ -144,7 +144,7 @@ def test_other_errors_name_no_operator():
         (torch.OutOfMemoryError("MUSA out of memory.\nmore"), "oom", "OutOfMemoryError: MUSA out of memory."),
         (RuntimeError("[enforce fail] can't allocate memory"), "oom", "RuntimeError: [enforce fail] can't alloc"),
         (KeyboardInterrupt(), "interrupted", "interrupted (KeyboardInterrupt)"),
-        (NonFiniteLossError(3, float("nan"), 1.0), "nan", "loss is nan and gradient norm 1.0"),
+        (NonFiniteError(3, float("nan"), 1.0), "nan", "loss is nan and gradient norm 1"),
         (UsageError("no such folder", "name another"), "crashed", "no such folder"),
         (ValueError("x" * 900), "crashed", "ValueError: " + "x" * 480),
     ],
