@@ -32,7 +32,7 @@ class EventLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.listeners: list[EventListener] = []
         """Are told every event of this rank, in the thread that emits it."""
-        self._rank = rank
+        self.rank = rank
         # The wall clock is read once: one that jumps later neither disorders events nor bends durations.
         self._started_unix_s, self._started = time.time(), time.monotonic()
         self._lock = threading.Lock()
@@ -41,7 +41,7 @@ class EventLog:
     def emit(self, kind: type[Any], **fields: Any) -> None:
         """Write one event of class ``kind``."""
         elapsed = time.monotonic() - self._started
-        event = kind(time_unix_s=self._started_unix_s + elapsed, elapsed_s=elapsed, rank=self._rank, **fields)
+        event = kind(time_unix_s=self._started_unix_s + elapsed, elapsed_s=elapsed, rank=self.rank, **fields)
         with self._lock:
             self._file.write(event.model_dump_json() + "\n")
             self._file.flush()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,9 @@ WITHIN_S = 60.0
 """After a run that went well, every rank has written its last event by then."""
 WITHIN_AFTER_FAILURE_S = 10.0
 """Ranks that are gone for good are not waited for any longer."""
+WITHIN_WITHOUT_STORE_S = 2.0
+"""The store went with the agent that kept it; this node's ranks get that long to write what they say of it."""
+_POLL_S = 0.1
 
 
 def exchange(store: Store, run_dir: Path, rank: int, world_size: int, *, failed: bool) -> None:
@@ -37,12 +39,18 @@ def _deliver(store: Store, run_dir: Path, rank: int) -> None:
 
 
 def _gather(store: Store, run_dir: Path, world_size: int, *, failed: bool) -> None:
-    """On rank 0: write the events that other nodes' ranks have delivered; those of lost ranks are missing then."""
+    """On rank 0: write the events that other nodes' ranks have delivered; those of lost ranks are missing then.
+
+    In the order in which they come: this process may be killed before the last of them does.
+    """
     deadline = time.monotonic() + (WITHIN_AFTER_FAILURE_S if failed else WITHIN_S)
-    for rank in range(1, world_size):
-        remaining_s = max(0.1, deadline - time.monotonic())
-        with contextlib.suppress(Exception):
-            store.wait([f"events {rank}"], timedelta(seconds=remaining_s))
-            text = store.get(f"events {rank}")
-            if not event_file(run_dir, rank).exists():
-                event_file(run_dir, rank).write_bytes(text)
+    missing = set(range(1, world_size))
+    try:
+        while missing and time.monotonic() < deadline:
+            for rank in [rank for rank in sorted(missing) if store.check([f"events {rank}"])]:
+                missing.remove(rank)
+                if not event_file(run_dir, rank).exists():
+                    event_file(run_dir, rank).write_bytes(store.get(f"events {rank}"))
+            time.sleep(_POLL_S)
+    except Exception:  # torch's own errors differ from release to release
+        time.sleep(WITHIN_WITHOUT_STORE_S)

@@ -23,7 +23,8 @@ from schemas import event as ev
 HEARTBEAT_S = 5.0
 _POLL_S = 0.5
 _OWN_WORD_S = 2.0
-"""What the main thread gets to tell by itself why it ends: a lost connection, say."""
+"""What the main thread gets to tell by itself why it ends, a lost connection say; and a time-out to run out, which
+says more than the signal that another rank's time-out has brought about."""
 _CLOSING_S = 30.0
 
 Close = Callable[[int], None]
@@ -33,7 +34,9 @@ Close = Callable[[int], None]
 class Guard:
     """Emits heartbeats; more where this rank's end is more than the end of its process.
 
-    ``watch`` None: a launcher enforces the plan's time-outs. ``orderly``: SIGTERM is answered by ``close``, too.
+    ``alone``: no launcher of ours enforces the plan's time-outs, or ends what is left of the run when the agent is
+    gone, so this does. ``orderly``: SIGTERM is answered by
+    ``close``, too.
     """
 
     def __init__(  # noqa: PLR0913 - what it looks after
@@ -41,17 +44,18 @@ class Guard:
         log: EventLog,
         run_dir: Path,
         step: Callable[[], int | None],
-        watch: RankWatch | None,
+        watch: RankWatch,
         close: Close,
         *,
+        alone: bool,
         orderly: bool,
     ) -> None:
         self._log, self._run_dir, self._step, self._watch, self._close = log, run_dir, step, watch, close
+        self._rank, self._alone, self._parent = log.rank, alone, os.getppid()
         self._closing = threading.Lock()
         self._over = threading.Event()
         self._signals = _terminations() if orderly else None
-        if watch is not None:
-            log.listeners.append(lambda event: watch.observe(event, time.monotonic()))
+        log.listeners.append(lambda event: watch.observe(event, time.monotonic()))
         threading.Thread(target=self._work, name="accelmark-guard", daemon=True).start()
 
     def main_thread_ended(self, code: int) -> None:
@@ -66,16 +70,18 @@ class Guard:
     def _work(self) -> None:
         beaten = time.monotonic()
         while not self._over.is_set():
-            if self._terminated():
+            terminated = self._terminated()
+            if terminated and not stacks.has_dump(self._run_dir, self._rank):  # a launcher asks ranks that hang
+                self._over.wait(_OWN_WORD_S)
+            why = self._watch.overdue(time.monotonic())
+            if why and (terminated or self._alone):
+                self._end("hang", why)
+            elif terminated:
                 self._end("interrupted", "ended by SIGTERM")
-            now = time.monotonic()
-            why = self._watch.overdue(now) if self._watch is not None else None
-            if why and self._watch is not None:
-                stacks.dump_now(self._run_dir, self._watch.rank)
-                text = stacks.stack_file(self._run_dir, self._watch.rank).read_text(encoding="utf-8")
-                self._end("hang", f"{stacks.describe(text)}: {why}")
-            if now - beaten >= HEARTBEAT_S:
-                beaten = now
+            elif self._alone and os.getppid() != self._parent:
+                self._end("crashed", "the process that started it (torchrun's agent, srun's) is gone")
+            if time.monotonic() - beaten >= HEARTBEAT_S:
+                beaten = time.monotonic()
                 with contextlib.suppress(OSError):
                     self._log.emit(ev.HeartbeatEvent, step=self._step())
 
@@ -86,15 +92,21 @@ class Guard:
         return bool(readable and self._signals.recv(64))
 
     def _end(self, status: ev.Status, reason: str) -> None:
-        if self._over.wait(_OWN_WORD_S if status == "interrupted" else 0):
-            return
-        if not self._closing.acquire(blocking=False):
+        if self._over.is_set() or not self._closing.acquire(blocking=False):
             return
         threading.Timer(_CLOSING_S, os._exit, [1]).start()
         with contextlib.suppress(OSError):
-            self._log.emit(ev.ErrorEvent, status=status, step=self._step(), reason=reason, traceback="")
+            self._log.emit(
+                ev.ErrorEvent, status=status, step=self._step(), reason=reason, traceback="", place=self._place()
+            )
         self._close(1)
         os._exit(1)
+
+    def _place(self) -> str | None:
+        """Where the main thread is, from its stack, which stays in the run folder; None where that is full."""
+        with contextlib.suppress(OSError):
+            return stacks.place_now(self._run_dir, self._rank)
+        return None
 
 
 def _terminations() -> socket.socket:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from core import launch, process, stacks
 from core.events import EventListener, EventTail
-from core.outcome import OUTCOME_FILE, Outcome
+from core.outcome import OUTCOME_FILE, Outcome, hanging
 from core.progress import View, open_view
 from core.watch import RankWatch
 from core.worker import EXIT_UNWRITABLE
@@ -29,8 +29,6 @@ POLL_S = 0.2
 GRACE_S = 5.0
 """What workers get between being asked to end and being killed; some ignore the request in native code."""
 AGENT_LOG = "agent.log"
-SHOWN_RANKS = 4
-"""Ranks that a reason of one line names; the stacks of all are in the run folder."""
 BALLAST_FILE = ".ballast"
 BALLAST_BYTES = 1 << 20
 """Kept on disk while the run goes on, so that the record can be written when the disk is full."""
@@ -107,6 +105,7 @@ def launch_run(  # noqa: PLR0913, PLR0917 - what, where, and who is told
         begun_unix_s=begun_unix_s,
         interrupted=interrupts.count > 0,
         hang=hang,
+        node=node,
         exit_code=agent.returncode,
         lost=lost,
         oom_kills=_kernel_oom_kills() - oom_kills,
@@ -161,22 +160,25 @@ def _watch(  # noqa: PLR0913, PLR0917 - a run has that many parts
             return None
         overdue = {rank: why for rank, watch in watches.items() if (why := watch.overdue(now))}
         if overdue:
-            return _describe_hang(run_dir, agent, watches, overdue)
+            return _describe_hang(plan, run_dir, agent, watches, overdue)
         time.sleep(POLL_S)
 
 
 def _describe_hang(
-    run_dir: Path, agent: subprocess.Popen[bytes], watches: dict[int, RankWatch], overdue: dict[int, str]
+    plan: Plan,
+    run_dir: Path,
+    agent: subprocess.Popen[bytes],
+    watches: dict[int, RankWatch],
+    overdue: dict[int, str],
 ) -> str:
     """Who hangs where, in one line, from the stacks that the ranks leave in the run folder."""
     pids = stacks.ranks_of(process.descendants(agent.pid))
     places = dict.fromkeys(overdue, "has no process") | stacks.ask_for_dumps(run_dir, pids)
     places = {rank: places[rank] for rank in sorted(places) if not watches[rank].ended}
+    heard = {rank: watches[rank].place for rank in places}
     guilty = stacks.culprits(places)
-    told = [f"rank {rank} {watches[rank].place} {places[rank]}" for rank in guilty[:SHOWN_RANKS]]
-    told += [f"rank {rank} {places[rank]}" for rank in places if rank not in guilty][: SHOWN_RANKS - len(told)]
     why = next((overdue[rank] for rank in guilty if rank in overdue), next(iter(overdue.values())))
-    return f"{'; '.join(told)}: {why}"
+    return f"{hanging(plan, heard, places)}: {why}"
 
 
 def _end(agent: subprocess.Popen[bytes], run_dir: Path, interrupts: _Interrupts) -> None:

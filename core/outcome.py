@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from core import stacks
 from core.events import of_kind
 from schemas import event as ev
 from schemas.base import Schema
 from schemas.plan import Plan
 
 OUTCOME_FILE = "outcome.json"
+SHOWN_RANKS = 4
+"""Ranks that a reason of one line names; the stacks of all are in the run folders."""
 
 
 class Outcome(Schema):
@@ -27,8 +30,10 @@ class Outcome(Schema):
     oom_kills: int = 0
     """Processes of the machine that the kernel ended for lack of memory during the run."""
     disk_full: bool = False
+    node: int = 0
+    """The node whose processes this tells of, where it does not tell of all."""
     launched_nodes: int = 1
-    """Nodes whose processes this tells of: 0 under a launcher that is not ours."""
+    """How many nodes' processes this tells of: 0 under a launcher that is not ours."""
 
 
 def status_of(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> tuple[ev.Status, str | None]:
@@ -41,10 +46,10 @@ def status_of(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> tuple
         return "interrupted", f"interrupted {_place(events)}"
     errors = sorted(of_kind(events, ev.ErrorEvent), key=lambda event: event.time_unix_s)
     telling = [event for event in errors if event.status not in ("crashed", "interrupted")]
-    if telling:
+    if telling and telling[0].status != "hang":
         return telling[0].status, _said(plan, telling[0])
-    if outcome.hang:
-        return "hang", outcome.hang
+    if telling or outcome.hang:
+        return "hang", _hung(plan, events, errors, outcome)
     silent = _silent(plan, events, outcome)
     first_ended = [event for event in errors if event.status == "crashed"] or errors
     if silent:
@@ -56,10 +61,47 @@ def status_of(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> tuple
     return _lost(plan, events, outcome, missing) if missing else ("ok", None)
 
 
+def hanging(plan: Plan, heard: Mapping[int, str], places: Mapping[int, str]) -> str:
+    """Who hangs where: ranks (rank -> place on its stack) that do not wait for others first.
+
+    ``heard``: rank -> how far it had come.
+    """
+    guilty = stacks.culprits(places)
+    told = [f"{_rank(plan, rank)} {heard[rank]} {places[rank]}" for rank in guilty[:SHOWN_RANKS]]
+    waiting = [f"{_rank(plan, rank)} {place}" for rank, place in places.items() if rank not in guilty]
+    return "; ".join([*told, *waiting[: SHOWN_RANKS - len(told)]])
+
+
+def _hung(plan: Plan, events: Sequence[ev.Event], errors: Sequence[ev.ErrorEvent], outcome: Outcome) -> str:
+    """What hangs, from the launcher that has seen it, and from the words of ranks that it does not watch.
+
+    A rank without a word comes before one that waits: it is stopped, or gone where nobody was told.
+    """
+    watched = _ranks_of(plan, outcome.node) if outcome.hang else range(0)
+    others = set(range(plan.topology.world_size)) - set(watched)
+    placed = {event.rank: event for event in errors if event.place is not None and event.rank in others}
+    silent = sorted(others - _spoke(events))
+    places = dict.fromkeys(silent, "gave no word") | {rank: str(placed[rank].place) for rank in sorted(placed)}
+    known = {event.rank for event in events}
+    heard = {rank: _place(events, [rank]) if rank in known else "of which nothing is known" for rank in places}
+    if outcome.hang is None:
+        why = next(event.reason for event in errors if event.status == "hang")
+        return f"{hanging(plan, heard, places)}: {why}"
+    culprits = {rank: place for rank, place in places.items() if not stacks.waits(place)}
+    return f"{hanging(plan, heard, culprits)}; {outcome.hang}" if culprits else outcome.hang
+
+
 def _said(plan: Plan, error: ev.ErrorEvent) -> str:
-    step = "before the first step" if error.step is None else f"in step {error.step}"
-    node = "" if plan.topology.nodes == 1 else f"node {error.rank // plan.topology.chips_per_node}, "
-    return f"{node}rank {error.rank} {step}: {error.reason}"
+    return f"{_rank(plan, error.rank)} {_step(error)}: {error.reason}"
+
+
+def _step(error: ev.ErrorEvent) -> str:
+    return "before the first step" if error.step is None else f"in step {error.step}"
+
+
+def _rank(plan: Plan, rank: int) -> str:
+    node = "" if plan.topology.nodes == 1 else f"node {rank // plan.topology.chips_per_node}, "
+    return f"{node}rank {rank}"
 
 
 def _silent(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> list[int]:
@@ -67,15 +109,24 @@ def _silent(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> list[in
 
     Aborting is what NCCL's watchdog does when another rank is gone.
     """
-    spoke = {event.rank for event in events if isinstance(event, (ev.ErrorEvent, ev.FinishEvent))}
+    spoke = _spoke(events)
     lost = [rank for rank, how in outcome.lost.items() if rank not in spoke and "SIGABRT" not in how]
     if lost or outcome.launched_nodes == plan.topology.nodes:
         return lost
     # Of other nodes nobody tells how their processes ended; one without any word is gone as a whole.
-    per_node = plan.topology.chips_per_node
-    nodes = [set(range(first, first + per_node)) for first in range(0, plan.topology.world_size, per_node)]
-    gone = [rank for node in nodes if not node & spoke for rank in sorted(node)]
+    nodes = [_ranks_of(plan, node) for node in range(plan.topology.nodes)]
+    gone = [rank for node in nodes if spoke.isdisjoint(node) for rank in node]
     return gone or sorted(set(range(plan.topology.world_size)) - spoke)
+
+
+def _spoke(events: Sequence[ev.Event]) -> set[int]:
+    """Ranks that have said how they ended."""
+    return {event.rank for event in events if isinstance(event, (ev.ErrorEvent, ev.FinishEvent))}
+
+
+def _ranks_of(plan: Plan, node: int) -> range:
+    per_node = plan.topology.chips_per_node
+    return range(node * per_node, (node + 1) * per_node)
 
 
 def _lost(plan: Plan, events: Sequence[ev.Event], outcome: Outcome, ranks: Sequence[int]) -> tuple[ev.Status, str]:
@@ -93,6 +144,9 @@ def _lost(plan: Plan, events: Sequence[ev.Event], outcome: Outcome, ranks: Seque
         how += ", and so did their launcher"
     elif outcome.exit_code < 0:
         how += f" when their agent was ended by signal {-outcome.exit_code}"
+    if events and plan.topology.nodes > 1 and not any(event.rank in ranks for event in events):
+        # Their events are on their own node.
+        return "crashed", f"{_ranks(plan, ranks)} {how}; the others were heard of last {_place(events)}"
     return "crashed", f"{_ranks(plan, ranks)} {_place(events, ranks)} {how}"
 
 

@@ -33,10 +33,19 @@ def dump_on_request(run_dir: Path, rank: int) -> None:
     faulthandler.register(signal.SIGUSR1, path.open("w", encoding="utf-8"), all_threads=True)
 
 
-def dump_now(run_dir: Path, rank: int) -> None:
-    """Dump all threads of this process."""
-    with stack_file(run_dir, rank).open("w", encoding="utf-8") as file:
-        faulthandler.dump_traceback(file, all_threads=True)
+def place_now(run_dir: Path, rank: int) -> str:
+    """Where this process is, in words; its stacks are dumped, unless it was asked for them before."""
+    path = stack_file(run_dir, rank)
+    if not has_dump(run_dir, rank):
+        with path.open("w", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+    return describe(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def has_dump(run_dir: Path, rank: int) -> bool:
+    """Whether ``rank`` has dumped its stacks."""
+    path = stack_file(run_dir, rank)
+    return path.exists() and path.stat().st_size > 0
 
 
 def ask_for_dumps(run_dir: Path, pids: Mapping[int, int]) -> dict[int, str]:
@@ -47,15 +56,20 @@ def ask_for_dumps(run_dir: Path, pids: Mapping[int, int]) -> dict[int, str]:
             os.kill(pid, signal.SIGUSR1)
             asked.append(rank)
     deadline = time.monotonic() + _DUMP_WITHIN_S
-    while time.monotonic() < deadline and not all(_size(run_dir, rank) for rank in asked):
+    while time.monotonic() < deadline and not all(has_dump(run_dir, rank) for rank in asked):
         time.sleep(0.05)
     time.sleep(0.1)  # a dump that has begun is written in one go
     return {rank: _where(run_dir, rank, pid) for rank, pid in pids.items()}
 
 
+def waits(place: str) -> bool:
+    """Whether a rank at ``place`` waits for others, or for its device."""
+    return place.startswith("waits")
+
+
 def culprits(places: Mapping[int, str]) -> list[int]:
     """Ranks that do not wait for others; all of them where every one does."""
-    return [rank for rank, place in places.items() if not place.startswith("waits")] or list(places)
+    return [rank for rank, place in places.items() if not waits(place)] or list(places)
 
 
 def describe(text: str) -> str:
@@ -84,14 +98,9 @@ def _where(run_dir: Path, rank: int, pid: int) -> str:
             return "is stopped by a signal"
     except psutil.Error:
         return "is gone"
-    if not _size(run_dir, rank):
+    if not has_dump(run_dir, rank):
         return "gave no stack"
     return describe(stack_file(run_dir, rank).read_text(encoding="utf-8", errors="replace"))
-
-
-def _size(run_dir: Path, rank: int) -> int:
-    path = stack_file(run_dir, rank)
-    return path.stat().st_size if path.exists() else 0
 
 
 def _runs(pid: int) -> bool:

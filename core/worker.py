@@ -72,7 +72,7 @@ def work(  # noqa: PLR0913, PLR0917 - what a launcher of ours does by itself is 
         log.listeners.append(listener)
     log.emit(ev.PhaseEvent, phase="start")
     training = Training(plan, rank, log, run_dir)
-    watch = None if close is None else RankWatch(rank.rank, plan.measure, time.monotonic())
+    watch = RankWatch(rank.rank, plan.measure, time.monotonic())
     store: Store | None = None
 
     def last(code: int) -> None:
@@ -81,7 +81,8 @@ def work(  # noqa: PLR0913, PLR0917 - what a launcher of ours does by itself is 
         if close is not None:
             close(code)
 
-    guard = Guard(log, run_dir, lambda: training.step, watch, last, orderly=open_store is not None)
+    alone, orderly = close is not None, open_store is not None
+    guard = Guard(log, run_dir, lambda: training.step, watch, last, alone=alone, orderly=orderly)
     try:
         store = open_store() if open_store is not None else None
         with notices.recorded(log):

@@ -182,6 +182,8 @@ class ErrorEvent(_Event):
     reason: str
     traceback: str
     exit_code: PositiveInt = 1
+    place: str | None = None
+    """Where its main thread was, when it could not say a word itself."""
 
 
 class FinishEvent(_Event):

@@ -490,6 +490,73 @@ def test_a_hang_comes_before_what_ending_it_made_of_the_ranks(make_folder: MakeF
     assert (folder.record().status, folder.record().reason) == ("hang", "rank 1 is in nap (a.py:1)")
 
 
+def two_nodes_that_hang(make_folder: MakeFolder) -> RunFolder:
+    """Rank 3 sleeps in step 10; of node 1 what its ranks have sent is known."""
+    folder = make_folder("toy-X1x2x2-base-1", "X1x2x2")
+    for rank in range(4):
+        folder.start(rank)
+        folder.step(rank, "warmup", 9)
+    return folder
+
+
+def hangs(folder: RunFolder, rank: int, place: str, status: str = "hang") -> None:
+    why = "no progress for 5 s (measure.timeout_s is 5)"
+    folder.emit(rank, ev.ErrorEvent, status=status, step=10, reason=why, traceback="", place=place)
+
+
+def test_of_ranks_that_watch_themselves_the_one_that_does_not_wait_is_told_first(make_folder: MakeFolder) -> None:
+    folder = two_nodes_that_hang(make_folder)
+    for rank in (0, 1):
+        hangs(folder, rank, "waits in all_reduce")
+    hangs(folder, 2, "waits in all_reduce", status="interrupted")
+    hangs(folder, 3, "is in nap (a.py:1)")
+    folder.outcome(exit_code=1, launched_nodes=0)
+    assert folder.record().reason == (
+        "node 1, rank 3 after step 9 is in nap (a.py:1); node 0, rank 0 waits in all_reduce; "
+        "node 0, rank 1 waits in all_reduce; node 1, rank 2 waits in all_reduce: "
+        "no progress for 5 s (measure.timeout_s is 5)"
+    )
+
+
+def test_a_rank_without_a_word_comes_before_those_that_wait(make_folder: MakeFolder) -> None:
+    folder = two_nodes_that_hang(make_folder)
+    for rank in (0, 1, 2):
+        hangs(folder, rank, "waits in all_reduce")
+    folder.outcome(exit_code=1, launched_nodes=0)
+    reason = folder.record().reason or ""
+    assert reason.startswith("node 1, rank 3 after step 9 gave no word; node 0, rank 0 waits in all_reduce; ")
+
+
+def test_a_hang_that_a_launcher_saw_names_who_hangs_on_other_nodes(make_folder: MakeFolder) -> None:
+    folder = two_nodes_that_hang(make_folder)
+    folder.fail(0, "crashed", "RuntimeError: Connection closed by peer", step=10)
+    hangs(folder, 2, "waits in all_reduce")
+    hangs(folder, 3, "is in nap (a.py:1)")
+    folder.outcome(exit_code=-9, hang="node 0, rank 0 waits in all_reduce: no progress for 5 s")
+    assert folder.record().reason == (
+        "node 1, rank 3 after step 9 is in nap (a.py:1); node 0, rank 0 waits in all_reduce: no progress for 5 s"
+    )
+
+
+def test_a_hang_on_the_launchers_own_node_needs_no_more_words(make_folder: MakeFolder) -> None:
+    folder = two_nodes_that_hang(make_folder)
+    for rank in (2, 3):
+        hangs(folder, rank, "waits in all_reduce")
+    folder.outcome(exit_code=-9, hang="node 0, rank 0 after step 9 is in nap (a.py:1): no progress for 5 s")
+    assert folder.record().reason == "node 0, rank 0 after step 9 is in nap (a.py:1): no progress for 5 s"
+
+
+def test_of_a_lost_rank_whose_events_are_elsewhere_only_the_others_are_known(make_folder: MakeFolder) -> None:
+    folder = make_folder("toy-X1x2x2-base-1", "X1x2x2")
+    for rank in range(3):
+        folder.start(rank)
+        folder.step(rank, "warmup", 9)
+        folder.fail(rank, "crashed", "RuntimeError: Connection closed by peer", step=10)
+    folder.outcome(exit_code=1)
+    reason = "node 1 (rank 3) ended without a word; the others were heard of last after step 9"
+    assert (folder.record().status, folder.record().reason) == ("crashed", reason)
+
+
 def test_slow_devices_and_slow_data_are_named(make_folder: MakeFolder) -> None:
     folder = make_folder("toy-X1x1x4-base-1", "X1x1x4")
     for rank in range(4):
