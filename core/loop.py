@@ -93,7 +93,7 @@ class Loop:
             self.measure(steps)
 
     def warm_up(self) -> None:
-        """The steps that are dropped; ``NonFiniteLossError``."""
+        """The steps that are dropped; ``NonFiniteError``."""
         self._log.emit(ev.PhaseEvent, phase="warmup")
         for _ in range(self._plan.measure.warmup_steps):
             self._enqueue("warmup")
@@ -120,7 +120,7 @@ class Loop:
         self._engine.step(self.next_batch(), learning_rate(self._plan.hyper_parameters, self._step))
 
     def measure(self, steps: int) -> float:
-        """One measured window; how long it took, in seconds. ``NonFiniteLossError``."""
+        """One measured window; how long it took, in seconds. ``NonFiniteError``."""
         self._synchronize()
         self._log.emit(ev.PhaseEvent, phase="measure")
         started = time.perf_counter()

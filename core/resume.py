@@ -24,7 +24,10 @@ def options(run_dir: Path) -> runner.Options:
     UsageError when the folder is not a run's.
     """
     if not (run_dir / PLAN_FILE).is_file():
-        raise UsageError(f"{run_dir} is not the folder of a run: {PLAN_FILE} is missing", "name one under --out")
+        raise UsageError(
+            f"{run_dir} is not the folder of a run: {PLAN_FILE} is missing",
+            "name one under --out; on several nodes that do not share a disk, each has one of the same name",
+        )
     plan = read_plan(run_dir)
     selection = Selection(
         case=plan.case_location,

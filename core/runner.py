@@ -68,10 +68,8 @@ def run(options: Options, console: Console) -> list[Record]:
     records: list[Record] = []
     begun_unix_s = process.started_unix_s()
     for plan in planned:
-        done = next((record for record in options.done if record.plan == plan), None)
-        if done is not None:
-            console.print(f"done before: {done.id}", soft_wrap=True)
-        records.append(done or _run_one(plan, options, console, begun_unix_s))
+        before = done_before(plan, options, console)
+        records.append(before or _run_one(plan, options, console, begun_unix_s))
         begun_unix_s = time.time()
         if records[-1].status == "interrupted":
             break
@@ -80,6 +78,15 @@ def run(options: Options, console: Console) -> list[Record]:
 
 def _choose(options: Options, console: Console, world: tuple[int, int] | None = None) -> list[Request]:
     return selection.choose(options.selection, lambda message: console.print(f"warning: {message}"), world)
+
+
+def done_before(plan: Plan, options: Options, console: Console) -> Record | None:
+    """The record of an earlier run with this plan, however that was started; None while it is to be done."""
+    for record in options.done:
+        if record.plan and record.plan.model_copy(update={"launch": plan.launch}) == plan:
+            console.print(f"done before: {record.id}", soft_wrap=True)
+            return record
+    return None
 
 
 def _run_one(plan: Plan, options: Options, console: Console, begun_unix_s: float) -> Record:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 PROGRESS_WITHIN_S = 5.0
+_DONE = "."
+"""Told in the place of a folder's name."""
 
 
 def is_worker() -> bool:
@@ -36,7 +38,7 @@ def run(options: runner.Options, console: Console) -> tuple[list[Record], int]:
     """Do this rank's part of every selected run; the records (on rank 0) and the exit code.
 
     Nodes need not share a file system: each keeps its own run folder under its own ``--out``, and rank 0's is
-    completed with the others' events.
+    completed with the others' events. So rank 0 alone knows which runs are done already.
     """
     from torch._C._distributed_c10d import PrefixStore
 
@@ -50,8 +52,13 @@ def run(options: runner.Options, console: Console) -> tuple[list[Record], int]:
         # A prefix of its own, since the launcher's store outlives the run before.
         run_store = PrefixStore(f"accelmark-{number}", store)
         if rank.rank == 0:
-            run_store.set("run", runner.prepare_run_dir(plan, options.out).name)
-        run_dir = (options.out / run_store.get("run").decode()).absolute()
+            before = runner.done_before(plan, options, console)
+            run_store.set("run", _DONE if before else runner.prepare_run_dir(plan, options.out).name)
+            records.extend([before] if before else [])
+        name = run_store.get("run").decode()
+        if name == _DONE:
+            continue
+        run_dir = (options.out / name).absolute()
 
         def done(record: Record, plan: Plan = plan, run_dir: Path = run_dir) -> None:
             records.append(record)

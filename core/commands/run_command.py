@@ -78,19 +78,16 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
 
 def _resumed(arguments: argparse.Namespace) -> runner.Options:
     given = [name for name in ("case", "config", "run", "vendor", "engine", "sets") if getattr(arguments, name)]
-    if given or is_clustered():
-        what = f"--resume takes what is run from the folder, not from {', '.join(given)}"
+    if given:
         raise UsageError(
-            what if given else "--resume works where AccelMark launches the workers of one node",
-            "leave the rest out" if given else "start the runs that are missing with --run",
+            f"--resume takes what is run from the folder, not from {', '.join(given)}", "leave the rest out"
+        )
+    if cluster.pod(os.environ) is not None:
+        raise UsageError(
+            "--resume does not work in the pods of a PyTorchJob: only the first one's launcher knows what is done",
+            "start the runs that are missing with --run",
         )
     return resume.options(arguments.resume)
-
-
-def is_clustered() -> bool:
-    """Whether a scheduler runs this process as one of several."""
-    cluster.adopt_slurm(os.environ)
-    return torchrun.is_worker() or cluster.pod(os.environ) is not None
 
 
 def _selection(arguments: argparse.Namespace) -> Selection:

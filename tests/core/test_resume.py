@@ -68,8 +68,8 @@ def test_either_a_case_or_a_folder_is_named() -> None:
         run_command.execute(arguments(resume=Path("x"), case="toy", run="base"), Console())
 
 
-def test_nodes_are_not_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pods_are_not_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="where AccelMark launches the workers of one node"):
+    with pytest.raises(UsageError, match="--resume does not work in the pods of a PyTorchJob"):
         run_command.execute(arguments(resume=Path("x")), Console())
