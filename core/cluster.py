@@ -84,17 +84,32 @@ def pod(environ: Mapping[str, str]) -> Node | None:
     """The node that this pod of a PyTorchJob is; None outside of one, and for a job of one pod."""
     if "LOCAL_RANK" in environ or not ("RANK" in environ and "WORLD_SIZE" in environ):
         return None
-    if int(environ["WORLD_SIZE"]) == 1:
+    count = _pods(environ)
+    if count == 1:
         return None
     if "MASTER_ADDR" not in environ:
         raise UsageError(
-            f"RANK={environ['RANK']} and WORLD_SIZE={environ['WORLD_SIZE']} say that this is one pod of several, "
-            "but MASTER_ADDR is not set",
+            f"RANK={environ['RANK']} says that this is one pod of {count}, but MASTER_ADDR is not set",
             "run it in a PyTorchJob, which sets it; elsewhere unset RANK and WORLD_SIZE",
         )
     return Node(
         rank=int(environ["RANK"]),
-        count=int(environ["WORLD_SIZE"]),
+        count=count,
         address=environ["MASTER_ADDR"],
         port=int(environ.get("MASTER_PORT", "23456")),
     )
+
+
+def _pods(environ: Mapping[str, str]) -> int:
+    """Pods of the job.
+
+    Operators from 1.7 on tell PET_NNODES, and multiply WORLD_SIZE by the job's ``nprocPerNode`` where that is a
+    number; before that, WORLD_SIZE counts pods.
+    """
+    told = environ.get("PET_NNODES", environ["WORLD_SIZE"])
+    if not told.isdecimal():
+        raise UsageError(
+            f"PET_NNODES={told} says that the number of pods may change while the job runs",
+            "leave elasticPolicy out of the PyTorchJob: a measurement has a fixed number of chips",
+        )
+    return int(told)
