@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -80,7 +83,25 @@ def test_a_pod_is_a_node() -> None:
     assert cluster.pod(POD) == Node(rank=1, count=2, address="job-master-0", port=2222)
 
 
-@pytest.mark.parametrize("environ", [{}, POD | {"LOCAL_RANK": "0"}, POD | {"WORLD_SIZE": "1"}, {"RANK": "0"}])
+@pytest.mark.parametrize("nodes", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "16", "PET_NNODES": "2"}])
+def test_pods_are_counted_whatever_the_job_says_of_processes(nodes: dict[str, str]) -> None:
+    found = cluster.pod(POD | nodes)
+    assert found is not None
+    assert found.count == 2
+
+
+def test_a_job_whose_pods_come_and_go_is_refused() -> None:
+    with pytest.raises(UsageError, match="PET_NNODES=1:4 says that the number of pods may change"):
+        cluster.pod(POD | {"PET_NNODES": "1:4"})
+
+
+ONE_POD_OF_EIGHT = POD | {"RANK": "0", "WORLD_SIZE": "8", "PET_NNODES": "1"}
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [{}, POD | {"LOCAL_RANK": "0"}, POD | {"WORLD_SIZE": "1"}, {"RANK": "0"}, ONE_POD_OF_EIGHT],
+)
 def test_what_is_no_pod_of_several(environ: dict[str, str]) -> None:
     assert cluster.pod(environ) is None
 
@@ -90,24 +111,29 @@ def test_pods_that_cannot_find_each_other_are_refused() -> None:
         cluster.pod({"RANK": "1", "WORLD_SIZE": "2"})
 
 
-def _torchrun(node: int, port: int) -> tuple[list[str], dict[str, str]]:
-    agent = ["torch.distributed.run", "--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1"]
+def _torchrun(node: int, port: int, ranks: int) -> tuple[list[str], dict[str, str]]:
+    agent = ["torch.distributed.run", "--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", str(ranks)]
     # Without the two dashes torchrun takes --run for an option of its own.
     return [*agent, "--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "--"], {}
 
 
-def _srun(node: int, port: int) -> tuple[list[str], dict[str, str]]:
+def _srun(node: int, port: int, _ranks: int) -> tuple[list[str], dict[str, str]]:
     return [], {
         "SLURM_PROCID": str(node), "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
         "SLURM_STEP_NODELIST": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
 
 
-def _pytorchjob(node: int, port: int) -> tuple[list[str], dict[str, str]]:
-    return [], {"RANK": str(node), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _pytorchjob(node: int, port: int, _ranks: int) -> tuple[list[str], dict[str, str]]:
+    """All that kubeflow's operator 1.9 sets, as its pkg/controller.v1/pytorch/envvar.go says."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    elastic = {f"PET_{name}": value for name, value in address.items()}
+    counts = {"WORLD_SIZE": "2", "RANK": str(node), "PET_NODE_RANK": str(node), "PET_NNODES": "2"}
+    return [], {"PYTHONUNBUFFERED": "1", "PET_NPROC_PER_NODE": "auto"} | address | elastic | counts
 
 
 FORMS = {"torchrun": _torchrun, "srun": _srun, "pytorchjob": _pytorchjob}
+QUICK = ("measure.timeout_s=20", "measure.start_timeout_s=60")
 
 
 def _free_port() -> int:
@@ -116,26 +142,40 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def two_nodes(form: str, folder: Path, cache: Path, sabotage: str) -> list[subprocess.CompletedProcess[str]]:
-    """Run both agents, each in a run folder of its own; what they ended with."""
+def two_nodes(  # noqa: PLR0917 - where, what, and how it is started
+    form: str, folder: Path, cache: Path, sabotage: str, sets: Sequence[str] = QUICK, ranks: int = 1
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run the case on two nodes of ``ranks``, each with a run folder of its own; what they ended with."""
+    more = [part for value in sets for part in ("--set", value)]
+    case = ["cases/llama2_7b", "--config", f"SABOx2x{ranks}", "--run", "torch", *more]
+    words = [[*case, "--out", str(folder / f"node{node}")] for node in (0, 1)]
+    return two_agents(form, folder, cache, sabotage, words, ranks)
+
+
+def two_agents(  # noqa: PLR0917 - as above
+    form: str, folder: Path, cache: Path, sabotage: str, words: Sequence[Sequence[str]], ranks: int
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run what ``words`` say on each node."""
     install_saboteur(folder / "site")
     port = _free_port()
     agents = []
     for node in (0, 1):
-        prefix, own = FORMS[form](node, port)
-        words = ["cases/llama2_7b", "--config", "SABOx2x1", "--run", "torch", "--out", str(folder / f"node{node}")]
-        sets = ["--set", "measure.timeout_s=20", "--set", "measure.start_timeout_s=60"]
+        prefix, own = FORMS[form](node, port, ranks)
         agents.append(
             subprocess.Popen(
-                [sys.executable, "-m", *prefix, "core.run", *words, *sets], cwd=ROOT, text=True,
+                [sys.executable, "-m", *prefix, "core.run", *words[node]], cwd=ROOT, text=True,
                 env=environment(Scene(folder, cache), sabotage) | own,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
             )
         )  # fmt: skip
     done = []
-    for agent in agents:
-        out, err = agent.communicate(timeout=200)
-        done.append(subprocess.CompletedProcess(agent.args, agent.returncode, out, err))
+    try:
+        for agent in agents:
+            out, err = agent.communicate(timeout=200)
+            done.append(subprocess.CompletedProcess(agent.args, agent.returncode, out, err))
+    finally:
+        for agent in agents:
+            agent.kill()  # what it has started ends with it
     return done
 
 
@@ -170,7 +210,7 @@ def test_a_lost_node_is_named(form: str, tmp_path: Path, cache: Path) -> None:
     record = record_of(tmp_path / "node0")
     assert record.status == "crashed"
     assert record.reason is not None
-    assert record.reason.startswith("node 1 (rank 1) ")
+    assert re.match(r"node 1 \(rank 1\) ended without a word; the others were .* after step 3$", record.reason)
     assert len(record.loss.curve) >= 3
 
 
@@ -180,3 +220,67 @@ def test_an_error_of_another_node_is_told_with_its_rank_and_step(tmp_path: Path,
     assert [one.returncode for one in done] == [1, 1]
     record = record_of(tmp_path / "node0")
     assert record.reason == "node 1, rank 1 in step 4: ValueError: the plugin has a bug"
+
+
+HANGS = ("measure.timeout_s=5", "measure.start_timeout_s=60")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torchrun", "pytorchjob"])
+def test_a_rank_of_another_node_that_hangs_is_named_with_its_node(form: str, tmp_path: Path, cache: Path) -> None:
+    done = two_nodes(form, tmp_path, cache, "sleep forward 3 4", HANGS, ranks=2)
+    assert [one.returncode != 0 for one in done] == [True, True], done[0].stderr[-2000:]
+    record = record_of(tmp_path / "node0")
+    assert record.status == "hang"
+    assert record.reason is not None
+    assert re.match(
+        r"node 1, rank 3 after step 3 is in .*saboteur\.py:\d+\); node \d, rank [012] .*waits in .*"
+        r": no progress for \d+ s \(measure\.timeout_s is 5\)$",
+        record.reason,
+    ), record.reason
+    assert len(record.loss.curve) == 3
+    stacks = {
+        file.name for node in (0, 1) for file in tmp_path.glob(f"node{node}/*/stacks/*") if file.stat().st_size
+    }
+    assert stacks == {f"rank0000{rank}.txt" for rank in range(4)}, "each node keeps those of its ranks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["torchrun", "pytorchjob"])
+def test_a_rank_of_another_node_that_is_killed_is_named_with_its_node(
+    form: str, tmp_path: Path, cache: Path
+) -> None:
+    done = two_nodes(form, tmp_path, cache, "kill forward 3 4", ranks=2)
+    assert [one.returncode != 0 for one in done] == [True, True]
+    record = record_of(tmp_path / "node0")
+    assert (record.status, len(record.loss.curve)) == ("crashed", 3)
+    assert record.reason == "node 1 (rank 3) ended without a word; the others were heard of last after step 3"
+
+
+@pytest.mark.slow
+def test_a_rank_of_this_node_that_is_stopped_is_named(tmp_path: Path, cache: Path) -> None:
+    """It cannot say a word itself, and no launcher of ours sees it."""
+    two_nodes("torchrun", tmp_path, cache, "stop forward 1 4", HANGS, ranks=2)
+    record = record_of(tmp_path / "node0")
+    assert record.status == "hang"
+    assert (record.reason or "").startswith("node 0, rank 1 after step 3 gave no word; node 0, rank 0 ")
+
+
+@pytest.mark.deepspeed
+@pytest.mark.slow
+def test_two_nodes_go_on_with_the_runs_that_are_not_done(tmp_path: Path, cache: Path) -> None:
+    """Both name their own folder of the run that failed; the first node alone has records."""
+    pytest.importorskip("deepspeed")
+    failed = two_nodes("torchrun", tmp_path, cache, "raise optimizer 1 4", ("measure.timeout_s=60", "seed=7"))
+    assert [one.returncode for one in failed] == [1, 1]
+    words = [["--resume", str(next((tmp_path / f"node{node}").iterdir())), "--json"] for node in (0, 1)]
+    resumed = two_agents("torchrun", tmp_path, cache, "", words, 1)
+    assert [one.returncode for one in resumed] == [0, 0], resumed[0].stderr[-2000:]
+    told = json.loads(resumed[0].stdout)
+    assert [(record["run"], record["status"]) for record in told] == [("torch", "ok"), ("deepspeed", "ok")]
+    assert [record["plan"]["hyper_parameters"]["seed"] for record in told] == [7, 7]
+    again = two_agents("torchrun", tmp_path, cache, "", words, 1)
+    assert [one.returncode for one in again] == [0, 0], again[0].stderr[-2000:]
+    assert again[0].stderr.count("done before: ") == 2
+    assert [record["id"] for record in json.loads(again[0].stdout)] == [record["id"] for record in told]
+    assert len(list((tmp_path / "node1").iterdir())) == 3, "nothing ran on the other node either"
