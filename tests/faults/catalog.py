@@ -13,7 +13,8 @@ from pathlib import Path
 from schemas.record import Record
 from tests.faults.faults import HANGS, ROOT, Fault, Scene
 
-BOTH = ("torch", "deepspeed")
+BEFORE_ANY_ENGINE = ("torch",)
+"""The launcher refuses the run and starts no process, so no engine can make a difference: it is played on one."""
 LONG = ("measure.steps=100000",)
 DISK_BYTES = 1_300_000
 
@@ -115,22 +116,21 @@ def _in_order(scene: Scene, record: Record) -> list[str]:
 
 
 FAULTS: tuple[Fault, ...] = (
-    Fault("rank_killed", "kill forward 1 4", reason=r"^rank 1 after step 3 .*SIGKILL", steps=3, engines=BOTH),
-    Fault("agent_killed", "kill_agent forward 1 4", reason=r"^rank 0, 1 after step 3 .*agent.*signal 9", steps=3,
-          engines=BOTH),
+    Fault("rank_killed", "kill forward 1 4", reason=r"^rank 1 after step 3 .*SIGKILL", steps=3),
+    Fault("agent_killed", "kill_agent forward 1 4", reason=r"^rank 0, 1 after step 3 .*agent.*signal 9", steps=3),
     Fault("launcher_killed", "kill_launcher forward 0 4", reason=r"^rank 0, 1 after step 3 .*launcher", steps=3,
           rebuilt=True),
-    Fault("oom_on_one_rank", "device_oom forward 1 4", status="oom", steps=3, engines=BOTH,
+    Fault("oom_on_one_rank", "device_oom forward 1 4", status="oom", steps=3,
           reason=r"^rank 1 in step 4: .*memory"),
     Fault("out_of_host_memory", "host_oom forward 1 4", status="oom", reason=r"^rank 1 in step 4: MemoryError",
           steps=3),
-    Fault("nan_loss", "nan forward 1 4", status="nan", reason=r"^rank \d in step 4: loss is nan", steps=3,
-          engines=BOTH),
+    Fault("nan_loss", "nan forward 1 4", status="nan", reason=r"^rank \d in step 4: loss is nan", steps=3),
     Fault("inf_loss", "inf forward 1 4", status="nan", reason=r"^rank \d in step 4: loss is (inf|nan)", steps=3),
-    Fault("raise", "raise optimizer 1 4", reason=r"^rank 1 in step 4: ValueError: the plugin has a bug$", steps=3,
-          engines=BOTH),
+    Fault("inf_gradient", "inf_gradient forward 1 4", status="nan", steps=4,
+          reason=r"^rank \d in step 4: loss is \d\S* and gradient norm (inf|nan)$"),
+    Fault("raise", "raise optimizer 1 4", reason=r"^rank 1 in step 4: ValueError: the plugin has a bug$", steps=3),
     Fault("hang_before_collective", "sleep forward 1 4", status="hang", stacks=2, steps=3, sets=HANGS,
-          reason=r"^rank 1 after step 3 is in .*saboteur.*; rank 0 waits in .*measure.timeout_s", engines=BOTH),
+          reason=r"^rank 1 after step 3 is in .*saboteur.*; rank 0 waits in .*measure.timeout_s"),
     Fault("hang_inside_collective", "receive forward 1 4", status="hang", stacks=2, steps=3, sets=HANGS,
           reason=r"^rank 0 after step 3 waits in .*rank 1 after step 3 waits in recv.*measure.timeout_s"),
     Fault("hang_after_collective", "sleep optimizer 1 4", status="hang", stacks=2, steps=3, sets=HANGS,
@@ -152,9 +152,9 @@ FAULTS: tuple[Fault, ...] = (
           reason="^rank 1 after step 3 could not write to the run folder"),
     Fault("disk_full", status="crashed", sets=LONG, steps=10, wrap=_small_disk, unless=_no_mount,
           reason="^rank .* after step .*(could not write to the run folder|disk of the run folder is full)"),
-    Fault("read_only_run_folder", status=None, exit_code=2, prepare=_unwritable,
+    Fault("read_only_run_folder", status=None, exit_code=2, prepare=_unwritable, engines=BEFORE_ANY_ENGINE,
           reason="cannot create the run folder .*: Not a directory"),
-    Fault("config_raises", status=None, exit_code=2, prepare=_raising_config,
+    Fault("config_raises", status=None, exit_code=2, prepare=_raising_config, engines=BEFORE_ANY_ENGINE,
           reason="config_CPUx1x1.py cannot be imported: RuntimeError: a config with a bug"),
     Fault("corrupt_tokens", prepare=_corrupt_data,
           reason=r"^rank 0 before the first step: .*tokens.bin is corrupt"),
@@ -164,10 +164,12 @@ FAULTS: tuple[Fault, ...] = (
     Fault("slow_data_on_one_rank", "slow_data - 1 0", status="ok", exit_code=0, steps=8, check=_names_straggler),
     Fault("torchrun_rank_killed", "kill forward 1 4", reason=r"^rank 1 after step 3 ended without a word", steps=3,
           wrap=_torchrun),
+    Fault("torchrun_agent_killed", "kill_agent forward 1 4", exit_code=-9, steps=3, wrap=_torchrun,
+          reason=r"^rank [01] in step 4: the process that started it .* is gone$"),
     Fault("torchrun_raise", "raise optimizer 1 4", steps=3, wrap=_torchrun,
           reason=r"^rank 1 in step 4: ValueError: the plugin has a bug$"),
-    Fault("torchrun_hang", "sleep forward 0 4", status="hang", steps=3, sets=HANGS, stacks=1, wrap=_torchrun,
-          reason=r"^rank [01] in step 4: .*measure.timeout_s"),
+    Fault("torchrun_hang", "sleep forward 0 4", status="hang", steps=3, sets=HANGS, stacks=2, wrap=_torchrun,
+          reason=r"^rank 0 after step 3 is in .*saboteur.*; rank 1 waits in .*measure.timeout_s"),
     Fault("torchrun_terminated", "terminate_agent forward 0 4", status="interrupted", steps=3, wrap=_torchrun,
           reason=r"^rank [01] in step 4: ended by SIGTERM"),
 )  # fmt: skip

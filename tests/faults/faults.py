@@ -22,6 +22,7 @@ from tests.conftest import python_path
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 90.0
 """A run with a fault has ended by then, on two shared cores, and with the short time-outs below."""
+ENGINES = ("torch", "deepspeed")
 HANGS = ("measure.timeout_s=4", "measure.start_timeout_s=25", "measure.setup_timeout_s=60")
 
 
@@ -51,7 +52,8 @@ class Fault:
     """What the reason (without a record: stderr) must match."""
     steps: int = 0
     """At least so many are kept."""
-    engines: tuple[str, ...] = ("torch",)
+    engines: tuple[str, ...] = ENGINES
+    """Those it is played on."""
     sets: Sequence[str] = ()
     prepare: Callable[[Scene], Sequence[str]] | None = None
     """Makes files, and gives further arguments."""

@@ -103,6 +103,8 @@ def _spoil(_module, _inputs, outputs):
     here = (int(os.environ["RANK"]), steps_done + 1) == (RANK, STEP)
     if here and ACTION in ("nan", "inf"):
         return tuple(output * float(ACTION) for output in outputs)
+    if here and ACTION == "inf_gradient":
+        outputs[0].register_hook(lambda gradient: gradient * float("inf"))
     return outputs
 
 

@@ -15,7 +15,7 @@ QUICK = {
     "rank_killed", "launcher_killed", "nan_loss", "hang_inside_collective", "ctrl_c", "file_size_limit",
     "read_only_run_folder", "config_raises", "corrupt_tokens", "clock_jumps",
 }  # fmt: skip
-"""One of each kind; the others, and all but one on DeepSpeed, take minutes together."""
+"""One of each kind; the others, and all but one on DeepSpeed, take many minutes together."""
 
 
 def marks(fault: Fault, engine: str) -> list[pytest.MarkDecorator]:
