@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from core import stacks
 from core.events import EventLog
@@ -26,6 +27,8 @@ _OWN_WORD_S = 2.0
 """What the main thread gets to tell by itself why it ends, a lost connection say; and a time-out to run out, which
 says more than the signal that another rank's time-out has brought about."""
 _CLOSING_S = 30.0
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""What an agent passes on to its workers when it is told to end, or its terminal was closed."""
 
 Close = Callable[[int], None]
 """Called with the exit code, once, when nothing more will be written."""
@@ -35,8 +38,8 @@ class Guard:
     """Emits heartbeats; more where this rank's end is more than the end of its process.
 
     ``alone``: no launcher of ours enforces the plan's time-outs, or ends what is left of the run when the agent is
-    gone, so this does. ``orderly``: SIGTERM is answered by
-    ``close``, too.
+    gone, so this does. ``orderly``: a signal to end is
+    answered by ``close``, too.
     """
 
     def __init__(  # noqa: PLR0913 - what it looks after
@@ -63,21 +66,25 @@ class Guard:
         self._over.set()
         if not self._closing.acquire(blocking=False):
             time.sleep(_CLOSING_S)
-        if self._signals is not None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self._signals is None:
+            self._close(code)
+            return
+        before = {number: signal.signal(number, _do_nothing) for number in _ENDING}
         self._close(code)
+        for number, handler in before.items():  # another run may follow in this process
+            signal.signal(number, handler)
 
     def _work(self) -> None:
         beaten = time.monotonic()
         while not self._over.is_set():
-            terminated = self._terminated()
-            if terminated and not stacks.has_dump(self._run_dir, self._rank):  # a launcher asks ranks that hang
+            asked = self._asked_to_end()
+            if asked and not stacks.has_dump(self._run_dir, self._rank):  # a launcher asks ranks that hang
                 self._over.wait(_OWN_WORD_S)
             why = self._watch.overdue(time.monotonic())
-            if why and (terminated or self._alone):
+            if why and (asked or self._alone):
                 self._end("hang", why)
-            elif terminated:
-                self._end("interrupted", "ended by SIGTERM")
+            elif asked:
+                self._end("interrupted", f"ended by {asked}")
             elif self._alone and os.getppid() != self._parent:
                 self._end("crashed", "the process that started it (torchrun's agent, srun's) is gone")
             if time.monotonic() - beaten >= HEARTBEAT_S:
@@ -85,11 +92,14 @@ class Guard:
                 with contextlib.suppress(OSError):
                     self._log.emit(ev.HeartbeatEvent, step=self._step())
 
-    def _terminated(self) -> bool:
+    def _asked_to_end(self) -> str | None:
+        """The signal that has come while waiting a moment, if one has."""
         if self._signals is None:
-            return self._over.wait(_POLL_S)
+            self._over.wait(_POLL_S)
+            return None
         readable, _, _ = select.select([self._signals], [], [], _POLL_S)
-        return bool(readable and self._signals.recv(64))
+        came = self._signals.recv(64) if readable else b""
+        return next((signal.Signals(number).name for number in came if number in _ENDING), None)
 
     def _end(self, status: ev.Status, reason: str) -> None:
         if self._over.is_set() or not self._closing.acquire(blocking=False):
@@ -110,9 +120,15 @@ class Guard:
 
 
 def _terminations() -> socket.socket:
-    """A socket that becomes readable on SIGTERM, whatever the main thread is doing."""
+    """A socket that tells of signals, whatever the main thread is doing."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGINT has Python's own handler, which may be the quicker
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _do_nothing)
     return receiver
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    """Unlike an ignored signal, one that is handled by this is told by the socket."""

@@ -172,4 +172,6 @@ FAULTS: tuple[Fault, ...] = (
           reason=r"^rank 0 after step 3 is in .*saboteur.*; rank 1 waits in .*measure.timeout_s"),
     Fault("torchrun_terminated", "terminate_agent forward 0 4", status="interrupted", steps=3, wrap=_torchrun,
           reason=r"^rank [01] in step 4: ended by SIGTERM"),
+    Fault("torchrun_ctrl_c", "interrupt_agent forward 0 4", status="interrupted", steps=3, wrap=_torchrun,
+          reason=r"^rank [01] in step 4: (interrupted \(KeyboardInterrupt\)|ended by SIGINT)"),
 )  # fmt: skip

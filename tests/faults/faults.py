@@ -14,12 +14,13 @@ from pathlib import Path
 
 import psutil
 
-from core.launch import RUN_DIR_VARIABLE
 from core.record import read_record
 from schemas.record import Record
 from tests.conftest import python_path
 
 ROOT = Path(__file__).parents[2]
+SCENE_VARIABLE = "SABOTAGE_SCENE"
+"""Whatever a run starts, under whichever launcher, inherits it."""
 WITHIN_S = 90.0
 """A run with a fault has ended by then, on two shared cores, and with the short time-outs below."""
 ENGINES = ("torch", "deepspeed")
@@ -120,7 +121,7 @@ def _run(fault: Fault, engine: str, scene: Scene) -> subprocess.CompletedProcess
     done = execute(command, scene, fault.sabotage)
     if fault.rebuilt:
         (run_dir,) = scene.out.iterdir()
-        _wait_until_gone(run_dir)
+        _wait_until_gone(scene)
         done = execute([sys.executable, "-m", "core", "report", str(run_dir)], scene, "")
     return done
 
@@ -135,6 +136,7 @@ def execute(command: Sequence[str], scene: Scene, sabotage: str) -> subprocess.C
 def environment(scene: Scene, sabotage: str) -> dict[str, str]:
     own = {
         "SABOTAGE": sabotage,
+        SCENE_VARIABLE: str(scene.folder),
         "ACCELMARK_CACHE": str(scene.cache),
         "PYTHONPATH": python_path(scene.folder / "site"),
         "OMP_NUM_THREADS": "1",
@@ -153,22 +155,22 @@ def install_saboteur(site: Path) -> None:
 
 def _leftovers(scene: Scene) -> list[str]:
     """Processes that a run in this scene has left."""
-    return [f"process {pid} is left" for pid in _started_for(str(scene.out))]
+    return [f"process {pid} is left" for pid in _started_in(scene)]
 
 
-def _wait_until_gone(run_dir: Path) -> None:
+def _wait_until_gone(scene: Scene) -> None:
     """The kernel's signal to orphans takes a moment; a second is more than it needs."""
     deadline = time.monotonic() + 3.0
-    while _started_for(str(run_dir)) and time.monotonic() < deadline:
+    while _started_in(scene) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
-def _started_for(prefix: str) -> list[int]:
+def _started_in(scene: Scene) -> list[int]:
     found = []
     for process in psutil.process_iter():
         try:
             alive = process.status() != psutil.STATUS_ZOMBIE
-            if alive and process.environ().get(RUN_DIR_VARIABLE, "").startswith(prefix):
+            if alive and process.environ().get(SCENE_VARIABLE) == str(scene.folder):
                 found.append(process.pid)
         except psutil.Error:
             continue

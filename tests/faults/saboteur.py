@@ -164,6 +164,7 @@ ACTIONS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "kill_agent": lambda: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(60)),
     "terminate_agent": lambda: (os.kill(os.getppid(), signal.SIGTERM), time.sleep(60)),
+    "interrupt_agent": lambda: (os.kill(os.getppid(), signal.SIGINT), time.sleep(60)),
     "kill_launcher": lambda: (os.kill(_launcher(), signal.SIGKILL), time.sleep(60)),
     "device_oom": _device_oom,
     "host_oom": _host_oom,

@@ -19,20 +19,24 @@ NAMES = (
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "exit_code"),
-    [("", 0), ("raise optimizer 1 4", 1), ("sleep forward 1 4", 1)],
+    ("engine", "sabotage", "exit_code"),
+    [
+        ("torch", "", 0), ("torch", "raise optimizer 1 4", 1), ("torch", "sleep forward 1 4", 1),
+        pytest.param("deepspeed", "raise optimizer 1 4", 1, marks=[pytest.mark.deepspeed, pytest.mark.slow]),
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_no_file_of_a_run_holds_what_the_environment_does(
-    sabotage: str, exit_code: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
+    engine: str, sabotage: str, exit_code: int, *, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    pytest.importorskip(engine)
     for name in NAMES:
         monkeypatch.setenv(name, f"http://user:{CANARY}@localhost:9" if name == "http_proxy" else CANARY)
     scene = Scene(tmp_path, tmp_path_factory.getbasetemp() / "accelmark-cache")
     install_saboteur(tmp_path / "site")
     command = [
-        sys.executable, "-m", "core.run", "cases/llama2_7b", "--config", "SABOx1x2", "--run", "torch", "--json",
+        sys.executable, "-m", "core.run", "cases/llama2_7b", "--config", "SABOx1x2", "--run", engine, "--json",
         "--out", str(scene.out), "--set", "measure.timeout_s=4",
     ]  # fmt: skip
     done = execute(command, scene, sabotage)
