@@ -13,7 +13,10 @@ import psutil
 
 from schemas.units import GIB
 
-LIBRARIES = ("accelmark", "torch", "deepspeed", "transformers", "triton", "numpy", "sentencepiece", "safetensors")
+LIBRARIES = (
+    "accelmark", "torch", "deepspeed", "megatron-core", "transformers", "peft", "triton", "numpy", "sentencepiece",
+    "safetensors",
+)  # fmt: skip
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF",
     "NCCL_ALGO", "NCCL_DEBUG", "NCCL_IB_DISABLE", "NCCL_NVLS_ENABLE", "NCCL_P2P_DISABLE", "NCCL_PROTO",
