@@ -84,6 +84,8 @@ def _hung(plan: Plan, events: Sequence[ev.Event], errors: Sequence[ev.ErrorEvent
     places = dict.fromkeys(silent, "gave no word") | {rank: str(placed[rank].place) for rank in sorted(placed)}
     known = {event.rank for event in events}
     heard = {rank: _place(events, [rank]) if rank in known else "of which nothing is known" for rank in places}
+    if outcome.hang is None and not placed:
+        return _said(plan, next(event for event in errors if event.status == "hang"))
     if outcome.hang is None:
         why = next(event.reason for event in errors if event.status == "hang")
         return f"{hanging(plan, heard, places)}: {why}"

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from core import cluster, process, runner, sinks, stacks, worker
-from core.events import read_events
+from core.errors import RunError
+from core.events import EventLog, read_events
 from core.launcher import write_outcome
 from core.layout import Rank
 from core.outcome import Outcome
 from core.progress.lines import Lines
 from core.relay import Relay
 from core.sinks.feed import Feed
+from schemas import event as ev
 from schemas.plan import Plan
 from schemas.record import Record
 
@@ -39,14 +43,34 @@ def run(options: runner.Options, console: Console) -> tuple[list[Record], int]:
 
     Nodes need not share a file system: each keeps its own run folder under its own ``--out``, and rank 0's is
     completed with the others' events. So rank 0 alone knows which runs are done already.
+
+    RunError when the ranks do not meet, of which rank 0 leaves a record, too.
     """
-    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed import DistError
 
     sinks.require(options.sinks)
     rank = Rank.from_environment()
     planned = runner.plans(options, console, _world(rank))
-    store = worker.meeting_store(rank)
     records: list[Record] = []
+    try:
+        return records, _run_all(planned, options, rank, records, console)
+    except DistError as error:
+        within_s = planned[0].measure.start_timeout_s
+        reason = f"the ranks did not meet within {within_s:g} s (measure.start_timeout_s): {error}".splitlines()[0]
+        if rank.rank == 0:
+            _never_met(planned[len(records)], options, reason, console)
+        raise RunError(
+            reason, "see that every rank was started, and reaches the first node's MASTER_ADDR and MASTER_PORT"
+        ) from error
+
+
+def _run_all(
+    planned: Sequence[Plan], options: runner.Options, rank: Rank, records: list[Record], console: Console
+) -> int:
+    """One run after the other, until one fails; the exit code."""
+    from torch._C._distributed_c10d import PrefixStore
+
+    store = worker.meeting_store(rank, timedelta(seconds=planned[0].measure.start_timeout_s))
     begun_unix_s = process.started_unix_s()
     for number, plan in enumerate(planned):
         # A prefix of its own, since the launcher's store outlives the run before.
@@ -67,8 +91,18 @@ def run(options: runner.Options, console: Console) -> tuple[list[Record], int]:
         code = _run_one(plan, run_dir, rank, run_store, done, console, begun_unix_s)
         begun_unix_s = time.time()
         if code != 0:
-            return records, code
-    return records, 0
+            return code
+    return 0
+
+
+def _never_met(plan: Plan, options: runner.Options, reason: str, console: Console) -> Record:
+    """Rank 0's record of a run that could not begin."""
+    run_dir = runner.prepare_run_dir(plan, options.out)
+    log = EventLog(run_dir, 0)
+    log.emit(ev.PhaseEvent, phase="start")
+    log.emit(ev.ErrorEvent, status="hang", step=None, reason=reason, traceback=traceback.format_exc())
+    log.close()
+    return _record(run_dir, 1, console, process.started_unix_s())
 
 
 def _run_one(  # noqa: PLR0913, PLR0917 - what all runs share, and what this one has of its own

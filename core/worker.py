@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,11 +46,14 @@ def main() -> int:
     return work(plan, run_dir, rank, partial(meeting_store, rank) if plan.topology.nodes > 1 else None)
 
 
-def meeting_store(rank: Rank) -> Store:
-    """Where the ranks of all nodes meet, as the launcher's variables say."""
+def meeting_store(rank: Rank, within: timedelta | None = None) -> Store:
+    """Where the ranks of all nodes meet, as the launcher's variables say; torch's DistError if they do not."""
+    from torch.distributed.constants import default_pg_timeout
     from torch.distributed.rendezvous import rendezvous
 
-    store: Store = next(rendezvous("env://", rank.rank, rank.world_size))[0]
+    waits = within or default_pg_timeout
+    store: Store = next(rendezvous("env://", rank.rank, rank.world_size, timeout=waits))[0]
+    store.set_timeout(default_pg_timeout)  # later, ranks wait for as long as a run may take to end
     return store
 
 

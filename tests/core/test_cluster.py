@@ -7,15 +7,18 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from core import cluster
+from core import cluster, runner, torchrun
 from core.cluster import Node
-from core.errors import UsageError
+from core.errors import RunError, UsageError
 from core.record import read_record
+from core.selection import Selection
+from schemas.plan import Plan
 from schemas.record import Record
 from tests.faults.faults import ROOT, Scene, environment, install_saboteur
 
@@ -220,6 +223,25 @@ def test_an_error_of_another_node_is_told_with_its_rank_and_step(tmp_path: Path,
     assert [one.returncode for one in done] == [1, 1]
     record = record_of(tmp_path / "node0")
     assert record.reason == "node 1, rank 1 in step 4: ValueError: the plugin has a bug"
+
+
+def test_a_rank_that_never_comes_leaves_a_record(
+    tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where srun has started the first of two tasks alone."""
+    pytest.importorskip("torch")
+    plan = make_plan(topology="X1x2x1", sets={"measure.start_timeout_s": 2})
+    monkeypatch.setattr(runner, "plans", lambda *_: [plan])
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(_free_port()))
+    with pytest.raises(RunError, match="the ranks did not meet within 2 s"):
+        torchrun.run(runner.Options(Selection("toy"), tmp_path), Console(quiet=True))
+    record = record_of(tmp_path)
+    assert record.status == "hang"
+    said = r"node 0, rank 0 before the first step: the ranks did not meet within 2 s \(measure.start_timeout_s\): "
+    assert re.match(said, record.reason or ""), record.reason
 
 
 HANGS = ("measure.timeout_s=5", "measure.start_timeout_s=60")
