@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.errors import UsageError
+from core.layout import count_parameters
 from schemas.plan import Plan
 
 ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
@@ -118,20 +119,11 @@ def step_parts(plan: Plan) -> StepParts:
     )
 
 
-def parameters(plan: Plan) -> int:
-    """Weights of the whole model; adapters, which are few, are not among them."""
-    model = plan.model
-    kv = model.num_kv_heads * model.head_size
-    layer = 2 * model.hidden_size * (model.hidden_size + kv) + 3 * model.hidden_size * model.intermediate_size
-    norms = (2 * model.num_layers + 1) * model.hidden_size
-    return 2 * model.vocab_size * model.hidden_size + model.num_layers * layer + norms
-
-
 def _accumulation_bytes(plan: Plan, element: int) -> float:
     """From the second micro-batch on, a gradient is read to be added to."""
     if plan.lora is not None:
         return 0.0
-    held = parameters(plan) / plan.parallel.tp / plan.parallel.pp
+    held = count_parameters(plan.model) / plan.parallel.tp / plan.parallel.pp
     return element * held * (plan.hyper_parameters.gradient_accumulation_steps - 1)
 
 
@@ -143,4 +135,4 @@ def _optimizer_bytes(plan: Plan) -> float:
     each = STATE_BYTES[hp.optimizer_state] + GRADIENT_BYTES[hp.optimizer_state]
     if hp.optimizer_state == "fp32" and ELEMENT_BYTES[plan.compute_precision] == 2:
         each += ROUNDING_BYTES
-    return each * parameters(plan) / parallel.tp / parallel.pp / shards
+    return each * count_parameters(plan.model) / parallel.tp / parallel.pp / shards
