@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,8 +33,13 @@ class Tool:
 
     @property
     def path(self) -> str | None:
-        """Where it is installed; None where it is not."""
-        return shutil.which(self._command[0]) or (shutil.which(self._elsewhere) if self._elsewhere else None)
+        """Where it is installed; None where it is not.
+
+        Beside the interpreter, too: pip installs there, and not every environment is activated.
+        """
+        name = self._command[0]
+        places = (name, str(Path(sys.executable).parent / name), self._elsewhere)
+        return next((found for place in places if place and (found := shutil.which(place))), None)
 
     def read(self) -> str | None:
         """What it tells now; None when it is not installed, fails, or takes longer than ``TIMEOUT_S``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def test_a_tool_may_lie_where_its_driver_put_it(script: Callable[[str], Path], t
     assert Tool("acme-smi").path is None
     tool = Tool("acme-smi", elsewhere=str(file))
     assert (tool.path, tool.read()) == (str(file), "here\n")
+
+
+def test_a_tool_may_lie_beside_the_interpreter_of_an_environment_that_is_not_activated(
+    script: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = script("echo here").rename(tmp_path / "acme-smi")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert Tool("acme-smi").path == str(file)
 
 
 def test_a_tool_is_asked_with_its_arguments_in_plain_english(script: Callable[[str], Path]) -> None:
