@@ -60,7 +60,7 @@ def _llama(work: Work) -> tuple[Contender, ...]:
             "torchtitan",
             "torchtitan's Trainer: compile by block, no checkpointing; FSDP2 on several GPUs",
             "titan",
-            packages=("torchtitan", "torchdata", "datasets", "tyro"),
+            packages=("torchtitan", "torchdata", "datasets", "tyro", "einops", "tensorboard"),
         ),
     )
 
