@@ -141,7 +141,7 @@ FAULTS: tuple[Fault, ...] = (
           reason=r"^rank 1 after step 3 is stopped by a signal; rank 0 waits in .*measure.timeout_s"),
     Fault("rank_late", "late init 1 0", status="ok", exit_code=0, steps=8),
     Fault("rank_never_starts", "sleep init 1 0", status="hang", stacks=2, sets=("measure.start_timeout_s=12",),
-          reason=r"^rank 1 in phase start is in .*saboteur.*; rank 0 waits in .*measure.start_timeout_s"),
+          reason=r"^rank 1 in phase device is in .*saboteur.*; rank 0 waits in .*measure.start_timeout_s"),
     Fault("ctrl_c", "interrupt forward 0 4", status="interrupted", exit_code=130, steps=3,
           reason="^interrupted after step 3"),
     Fault("ctrl_c_twice", "interrupt_twice forward 0 4", status="interrupted", exit_code=130, steps=3,
