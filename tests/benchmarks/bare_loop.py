@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from core.clock import DeviceClock
@@ -36,6 +37,8 @@ class BareLoop:
         self._model: Any = engine.trained_model()
         (self._optimizer,) = engine.optimizers
         self._autocast, self._deepspeed = engine.autocast, plan.engine == "deepspeed"
+        self._once_a_step = isinstance(self._model, FSDPModule) and hp.zero_stage == 0
+        """Whether gradients stay whole until the last micro-batch, as the engine keeps them."""
         self._clip = hp.clip_grad_norm
         self._clock = DeviceClock(engine.device)
         steps = [loop.next_batch() for _ in range(DISTINCT_STEPS)]
@@ -55,7 +58,9 @@ class BareLoop:
         return time.perf_counter() - begin
 
     def _step(self, micro_batches: Any) -> None:
-        for micro_batch in micro_batches:
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            if self._once_a_step:
+                self._model.set_requires_gradient_sync(number == len(micro_batches))
             if self._deepspeed:
                 objective, _ = self._model(**micro_batch)
                 self._model.backward(objective / self._labels, scale_wrt_gas=False)

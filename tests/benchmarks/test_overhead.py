@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,8 +15,12 @@ pytest.importorskip("torch")
 
 import torch
 
+from core import plan as planning
+from core.errors import UsageError
+from core.selection import Selection, choose
+from tests.benchmarks.bare_loop import BareLoop
 from tests.benchmarks.host_waits import counted_waits
-from tests.benchmarks.overhead import Overhead, added_share
+from tests.benchmarks.overhead import Overhead, added_share, main
 from tests.conftest import python_path
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +78,17 @@ def test_on_cuda_torchs_own_warnings_are_counted_by_place(monkeypatch: pytest.Mo
     assert place[0].startswith("tests/benchmarks/test_overhead.py:")
     assert place[1] == 2
     assert modes == ["warn", "default"]
+
+
+def test_an_engine_whose_step_is_more_than_a_bare_loops_is_refused() -> None:
+    (request,) = choose(Selection("llama2_70b", "H200x1x4", "tp2pp2"), print)
+    with pytest.raises(UsageError, match="engine megatron, ZeRO stage 1, precision bf16 has no bare loop"):
+        BareLoop(planning.build(request), SimpleNamespace(scaler=None), SimpleNamespace())  # type: ignore[arg-type]
+
+
+def test_ranks_that_are_missing_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["llama2_7b", "--config", "CPUx1x2", "--run", "base"]) == 3
+    assert "the run needs 2 ranks, there are 1" in capsys.readouterr().err
 
 
 def test_our_window_reads_no_value_back(tmp_path: Path) -> None:
