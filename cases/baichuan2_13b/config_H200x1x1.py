@@ -12,7 +12,7 @@ CONFIG = HardwareConfig(
     defaults={"optimizer_state": "bf16_stochastic"},
     runs=(
         Run(id="published", fix_hp={"attention": "eager", "activation_checkpointing": "full"}),
-        Run(id="tuned", tuned=True, fix_hp={"local_batch_size": 1, "gradient_accumulation_steps": 8}),
+        Run(id="tuned", tuned=True),
         Run(
             id="eager",
             fix_hp={"attention": "eager", "compile": True, "loss": "chunked"},
