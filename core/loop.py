@@ -39,9 +39,11 @@ WINDOW_MARGIN = 1.05
 class NonFiniteError(AccelMarkError):
     """The loss or the gradient norm became NaN or infinite."""
 
-    def __init__(self, step: int, loss: float, grad_norm: float) -> None:
+    def __init__(self, step: int, loss: float, grad_norm: float | None) -> None:
+        """``grad_norm`` None: the engine does not tell it."""
+        norm = "" if grad_norm is None else f" and gradient norm {grad_norm:.6g}"
         super().__init__(
-            f"loss is {loss:.6g} and gradient norm {grad_norm:.6g}",
+            f"loss is {loss:.6g}{norm}",
             "lower learning_rate, or use a precision with more range (bf16 rather than fp16)",
         )
         self.step = step
@@ -215,7 +217,7 @@ class Loop:
             data_wait_s=done.data_wait_s,
         )
         if not finite or (norm_must_be and not math.isfinite(norm)):
-            raise NonFiniteError(done.step, loss, norm)
+            raise NonFiniteError(done.step, loss, norm if done.norm_told else None)
 
 
 def _counts(batch: StepBatch) -> dict[str, int]:

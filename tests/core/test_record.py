@@ -14,6 +14,7 @@ from core import events
 from core.errors import UsageError
 from core.events import EventLog
 from core.record import OUTCOME_FILE, Outcome, build_record, read_record, write_record
+from core.report.run_report import write_run_report
 from core.worker import PLAN_FILE
 from schemas import event as ev
 from schemas.chip import Device, MemoryReading, TelemetryReading
@@ -555,6 +556,21 @@ def test_of_a_lost_rank_whose_events_are_elsewhere_only_the_others_are_known(mak
     folder.outcome(exit_code=1)
     reason = "node 1 (rank 3) ended without a word; the others were heard of last after step 9"
     assert (folder.record().status, folder.record().reason) == ("crashed", reason)
+
+
+def test_where_the_first_node_is_lost_another_one_has_a_record_of_what_it_knows(make_folder: MakeFolder) -> None:
+    folder = make_folder("toy-X1x2x2-base-1", "X1x2x2")
+    for rank in (2, 3):
+        folder.start(rank)
+        folder.step(rank, "warmup", 9)
+        folder.fail(rank, "crashed", "RuntimeError: Connection closed by peer", step=10)
+    folder.outcome(exit_code=1, node=1)
+    record = folder.record()
+    reason = "node 0 (rank 0, 1) ended without a word; the others were heard of last after step 9"
+    assert (record.status, record.reason) == ("crashed", reason)
+    assert record.tokens_trained == 400, "as far as this node's replicas tell"
+    write_run_report(folder.folder, record, "en")
+    assert reason in (folder.folder / "report.md").read_text(encoding="utf-8")
 
 
 def test_slow_devices_and_slow_data_are_named(make_folder: MakeFolder) -> None:

@@ -1,0 +1,87 @@
+"""What the training loop makes of a step whose loss or gradient norm is not finite."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from core.data.loader import StepBatch
+from core.engines.base import StepResult
+from core.events import EventLog, of_kind, read_events
+from core.loop import Loop, NonFiniteError
+from schemas import event as ev
+from schemas.plan import Plan
+
+
+class Batches:
+    """In the place of the loader."""
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        return itertools.repeat(StepBatch((), label_tokens=8, real_tokens=8, padded_tokens=0))
+
+    def epochs_at(self, _step: int) -> int:
+        return 0
+
+
+class Engine:
+    """Its second step's loss and norm are what the test is about."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, loss: float, norm: float | None) -> None:
+        self.results = iter([(3.0, 1.0), (loss, norm), (3.0, 1.0)])
+
+    def step(self, _batch: StepBatch, _learning_rate: float) -> StepResult:
+        loss, norm = next(self.results)
+        return StepResult(torch.tensor(loss), None if norm is None else torch.tensor(norm))
+
+
+def trained(folder: Path, plan: Plan, loss: float, norm: float | None) -> list[ev.StepEvent]:
+    """The events of three steps; NonFiniteError if the loop raises it."""
+    log = EventLog(folder, 0)
+    try:
+        Loop(plan, Engine(loss, norm), Batches(), log).warm_up()
+    finally:
+        log.close()
+    return of_kind(read_events(folder), ev.StepEvent)
+
+
+@pytest.fixture
+def plan(make_plan: Callable[..., Plan]) -> Plan:
+    return make_plan(engine="torch", sets={"measure.warmup_steps": 3, "zero_stage": 2})
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "told"),
+    [
+        (math.nan, 1.0, "loss is nan and gradient norm 1"),
+        (math.inf, None, "loss is inf"),
+        (2.5, math.inf, "loss is 2.5 and gradient norm inf"),
+        (2.5, math.nan, "loss is 2.5 and gradient norm nan"),
+    ],
+)
+def test_the_step_that_is_not_finite_ends_the_run(
+    plan: Plan, tmp_path: Path, loss: float, norm: float | None, told: str
+) -> None:
+    with pytest.raises(NonFiniteError, match=f"^{told}\n") as raised:
+        trained(tmp_path, plan, loss, norm)
+    assert raised.value.step == 2
+    steps = of_kind(read_events(tmp_path), ev.StepEvent)
+    assert [step.loss for step in steps] == [3.0, 2.5 if loss == 2.5 else None]
+
+
+def test_an_engine_that_tells_no_norm_goes_on(plan: Plan, tmp_path: Path) -> None:
+    assert [step.grad_norm for step in trained(tmp_path, plan, 2.5, None)] == [1.0, None, 1.0]
+
+
+@pytest.mark.parametrize("half", [{"precision": "fp16"}, {"precision": "amp", "autocast_dtype": "fp16"}], ids=str)
+def test_a_loss_scaler_may_overflow(make_plan: Callable[..., Plan], tmp_path: Path, half: dict[str, str]) -> None:
+    sets = {"measure.warmup_steps": 3, "zero_stage": 2, **half}
+    steps = trained(tmp_path, make_plan(engine="torch", sets=sets), 2.5, math.inf)
+    assert [step.grad_norm for step in steps] == [1.0, None, 1.0]
