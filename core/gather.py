@@ -19,10 +19,30 @@ WITHIN_AFTER_FAILURE_S = 10.0
 WITHIN_WITHOUT_STORE_S = 2.0
 """The store went with the agent that kept it; this node's ranks get that long to write what they say of it."""
 _POLL_S = 0.1
+_FAILED = "failed"
+"""Set by every rank that does: a collective library may let the ranks of other nodes wait for it in vain."""
+
+
+def beside(store: Store) -> Store:
+    """A connection of its own, for another thread: one on which the main thread waits is locked, maybe for good.
+
+    Torch before 2.8 cannot make one.
+    """
+    return store.clone() if hasattr(store, "clone") else store
+
+
+def has_failure(store: Store) -> bool:
+    """Whether a rank of this run has failed; where the store is gone, its agent ends this rank, too."""
+    with contextlib.suppress(Exception):
+        return bool(store.check([_FAILED]))
+    return False
 
 
 def exchange(store: Store, run_dir: Path, rank: int, world_size: int, *, failed: bool) -> None:
     """This rank's part of bringing all events to rank 0; called once, when its last event is written."""
+    if failed:
+        with contextlib.suppress(Exception):
+            store.set(_FAILED, str(rank))
     if rank == 0:
         _gather(store, run_dir, world_size, failed=failed)
     else:

@@ -38,17 +38,18 @@ class Guard:
     """Emits heartbeats; more where this rank's end is more than the end of its process.
 
     ``alone``: no launcher of ours enforces the plan's time-outs, or ends what is left of the run when the agent is
-    gone, so this does. ``orderly``: a signal to end is
-    answered by ``close``, too.
+    gone, so this does. ``orderly``: a signal to end is answered by ``close``, too, and so is ``failed_elsewhere``,
+    which tells whether another rank has failed.
     """
 
-    def __init__(  # noqa: PLR0913 - what it looks after
+    def __init__(  # noqa: PLR0913, PLR0917 - what it looks after
         self,
         log: EventLog,
         run_dir: Path,
         step: Callable[[], int | None],
         watch: RankWatch,
         close: Close,
+        failed_elsewhere: Callable[[], bool],
         *,
         alone: bool,
         orderly: bool,
@@ -57,9 +58,12 @@ class Guard:
         self._rank, self._alone, self._parent = log.rank, alone, os.getppid()
         self._closing = threading.Lock()
         self._over = threading.Event()
+        self._elsewhere = threading.Event()
         self._signals = _terminations() if orderly else None
         log.listeners.append(lambda event: watch.observe(event, time.monotonic()))
         threading.Thread(target=self._work, name="accelmark-guard", daemon=True).start()
+        if orderly:
+            threading.Thread(target=self._ask_elsewhere, args=(failed_elsewhere,), daemon=True).start()
 
     def main_thread_ended(self, code: int) -> None:
         """The main thread has said its last word: close, unless this thread is about to."""
@@ -87,10 +91,20 @@ class Guard:
                 self._end("interrupted", f"ended by {asked}")
             elif self._alone and os.getppid() != self._parent:
                 self._end("crashed", "the process that started it (torchrun's agent, srun's) is gone")
+            elif self._elsewhere.is_set():
+                self._over.wait(_OWN_WORD_S)
+                self._end("interrupted", "ended, for another rank has failed")
             if time.monotonic() - beaten >= HEARTBEAT_S:
                 beaten = time.monotonic()
                 with contextlib.suppress(OSError):
                     self._log.emit(ev.HeartbeatEvent, step=self._step())
+
+    def _ask_elsewhere(self, failed: Callable[[], bool]) -> None:
+        """In a thread of its own: where a node is lost, an answer may not come."""
+        while not self._over.wait(HEARTBEAT_S):
+            if failed():
+                self._elsewhere.set()
+                return
 
     def _asked_to_end(self) -> str | None:
         """The signal that has come while waiting a moment, if one has."""

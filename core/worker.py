@@ -17,7 +17,7 @@ from core import notices, process, stacks
 from core.errors import AccelMarkError
 from core.events import EventListener, EventLog
 from core.failure import classify, told
-from core.gather import exchange
+from core.gather import beside, exchange, has_failure
 from core.guard import Close, Guard
 from core.launch import RUN_DIR_VARIABLE
 from core.layout import Rank
@@ -77,18 +77,22 @@ def work(  # noqa: PLR0913, PLR0917 - what a launcher of ours does by itself is 
     log.emit(ev.PhaseEvent, phase="start")
     training = Training(plan, rank, log, run_dir)
     watch = RankWatch(rank.rank, plan.measure, time.monotonic())
-    store: Store | None = None
+    aside: Store | None = None
 
     def last(code: int) -> None:
-        if store is not None:
-            exchange(store, run_dir, rank.rank, rank.world_size, failed=code != 0)
+        if aside is not None:
+            exchange(aside, run_dir, rank.rank, rank.world_size, failed=code != 0)
         if close is not None:
             close(code)
 
+    def failed_elsewhere() -> bool:
+        return aside is not None and has_failure(aside)
+
     alone, orderly = close is not None, open_store is not None
-    guard = Guard(log, run_dir, lambda: training.step, watch, last, alone=alone, orderly=orderly)
+    guard = Guard(log, run_dir, lambda: training.step, watch, last, failed_elsewhere, alone=alone, orderly=orderly)
     try:
         store = open_store() if open_store is not None else None
+        aside = None if store is None else beside(store)
         with notices.recorded(log):
             training.run(store)
         log.emit(ev.FinishEvent)
