@@ -2,31 +2,84 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from core.optimizers import StochasticAdamW, build_optimizer, stochastic_bf16
+from core.optimizers import StochasticAdamW, _update, build_optimizer, noise, stochastic_bf16
 from schemas.hyperparameters import HyperParameters
 
 SETTINGS = {"lr": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
 
 
+def rounded(value: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return stochastic_bf16(value, noise(value.numel(), torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32))[0])
+
+
 def test_rounding_keeps_the_mean_and_exact_values() -> None:
-    torch.manual_seed(0)
     between = 1 + 2**-9  # a quarter of the way from 1 to the next bf16 number
-    rounded = stochastic_bf16(torch.full((100_000,), between)).float()
-    assert set(rounded.unique().tolist()) == {1.0, 1 + 2**-7}
-    assert rounded.mean().item() == pytest.approx(between, abs=1e-4)
+    found = rounded(torch.full((100_000,), between)).float()
+    assert set(found.unique().tolist()) == {1.0, 1 + 2**-7}
+    assert found.mean().item() == pytest.approx(between, abs=1e-4)
     exact = torch.tensor([0.0, 1.0, -2.5, 2.0**127, float("inf"), float("-inf")])
-    assert torch.equal(stochastic_bf16(exact).float(), exact.to(torch.bfloat16).float())
-    assert stochastic_bf16(torch.tensor([float("nan")])).isnan().all()
+    assert torch.equal(rounded(exact).float(), exact.to(torch.bfloat16).float())
+    assert rounded(torch.tensor([float("nan")])).isnan().all()
 
 
 def test_negative_values_round_both_ways() -> None:
-    torch.manual_seed(0)
-    rounded = stochastic_bf16(torch.full((100_000,), -(1 + 2**-8))).float()
-    assert rounded.mean().item() == pytest.approx(-(1 + 2**-8), abs=1e-4)
+    found = rounded(torch.full((100_000,), -(1 + 2**-8))).float()
+    assert found.mean().item() == pytest.approx(-(1 + 2**-8), abs=1e-4)
+
+
+SEEDS = [(0, 0), (1, 0), (0, 1), (-1, 2**31 - 1), (123_456_789, -987_654_321)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_noise_is_even_and_its_rows_are_independent(seed: tuple[int, int]) -> None:
+    """Chi-squared over 256 cells has mean 255 and deviation 22.6; correlations of n numbers deviate by n^-1/2."""
+    count = 1 << 20
+    rows = noise(count, torch.tensor(seed, dtype=torch.int32))
+    for row in rows:
+        assert (int(row.min()), int(row.max())) >= (0, 0)
+        assert int(row.max()) < 1 << 16
+        for cells in (row >> 8, row & 255):
+            square = (torch.bincount(cells, minlength=256).double() - count / 256).square().sum() / (count / 256)
+            assert abs(square.item() - 255) < 6 * 22.6
+    pairs = [(rows[0], rows[1]), (rows[0], rows[2]), (rows[1], rows[2])]
+    pairs += [(row[:-shift], row[shift:]) for row in rows for shift in (1, 2, 256, 4096)]
+    for one, other in pairs:
+        assert abs(torch.corrcoef(torch.stack((one.double(), other.double())))[0, 1].item()) < 6 / count**0.5
+
+
+def test_noise_of_two_steps_has_nothing_in_common() -> None:
+    count = 1 << 20
+    steps = [noise(count, torch.tensor(seed, dtype=torch.int32)) for seed in SEEDS]
+    for row in range(3):
+        for one, other in pairwise(steps):
+            if row < 2 and torch.equal(one[row], other[row]):
+                continue  # the first two rows take the first half of the seed
+            found = torch.corrcoef(torch.stack((one[row].double(), other[row].double())))[0, 1].item()
+            assert abs(found) < 6 / count**0.5
+
+
+@pytest.mark.slow
+def test_the_compiled_update_rounds_as_the_plain_one() -> None:
+    """As an accelerator runs it; a compiler may add in another order, which a few values in 2^16 may show."""
+    torch.manual_seed(3)
+    size, seed = 10_000, torch.tensor([5, -7], dtype=torch.int32)
+    numbers = torch.tensor([1e-2, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.22, 0.5])
+    given = [torch.randn(size).to(torch.bfloat16), torch.randn(size).to(torch.bfloat16)]
+    given += [torch.zeros(size, dtype=torch.bfloat16), torch.rand(size).to(torch.bfloat16)]
+    results = []
+    for update in (_update, torch.compile(_update, dynamic=True)):
+        tensors = [tensor.clone() for tensor in given]
+        update(tensors, numbers, seed)
+        results.append(tensors)
+    for one, other in zip(*results, strict=True):
+        assert (one != other).sum() <= size / 1000
 
 
 def test_small_updates_arrive_on_average_where_plain_bf16_stands_still() -> None:
