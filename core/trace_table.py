@@ -10,9 +10,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
@@ -35,6 +34,8 @@ _BY_PRIORITY: Final[Sequence[Share]] = (
     "optimizer", "loss", "attention", "matrix_products", "memory_bound", "communication",
 )  # fmt: skip
 _KERNELS: Final = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
+_LAUNCHING: Final = ("_runtime", "_driver")
+"""How the kinds of calls end that launch kernels: ``cuda_runtime``, ``cuda_driver``, other vendors' likewise."""
 
 
 class _Span(NamedTuple):
@@ -47,33 +48,40 @@ def read_profile(file: Path, steps: int, name: str) -> Profile:
     """What ``file``, a gzipped trace of ``steps`` steps, tells; ``name`` is what the profile calls it."""
     with gzip.open(file, "rt", encoding="utf-8") as opened:
         events = [event for event in json.load(opened)["traceEvents"] if event.get("ph") == "X"]
-    spans = _spans(events, _KERNELS, "gpu_user_annotation")
-    if not spans:
-        spans = _spans(events, {"cpu_op"}, "user_annotation")
+    spans = _spans(events, _KERNELS) or _spans(events, {"cpu_op"})
     microseconds = _add_up(spans)
     seconds = {share: microseconds[share] / 1e6 / steps for share in get_args(Share)}
     return Profile(steps=steps, step_time_s=sum(seconds.values()), seconds=seconds, trace=name)
 
 
-def _spans(events: Iterable[Mapping[str, Any]], kinds: frozenset[str] | set[str], marks: str) -> list[_Span]:
-    """Events of ``kinds``; one that begins within a marked range of its stream or thread belongs to that."""
-    events = list(events)
+def _spans(events: Sequence[Mapping[str, Any]], kinds: frozenset[str] | set[str]) -> list[_Span]:
+    """Events of ``kinds``; one that a thread began within one of its marked ranges belongs to that.
+
+    A kernel is begun by the call that launched it. The profiler's own ranges on the device lack kernels that a
+    compiler launches by the driver's interface.
+    """
     ranges: dict[Any, list[_Span]] = defaultdict(list)
+    launches: dict[Any, tuple[Any, float]] = {}
     for event in events:
-        if event.get("cat") == marks and event["name"] in _RANGES:
+        if event.get("cat") == "user_annotation" and event["name"] in _RANGES:
             start = event["ts"]
             ranges[event["tid"]].append(_Span(start, start + event["dur"], _RANGES[event["name"]]))
-    starts = {place: sorted(found) for place, found in ranges.items()}
-    return [_span(event, starts.get(event["tid"], [])) for event in events if event.get("cat") in kinds]
+        elif str(event.get("cat")).endswith(_LAUNCHING):
+            launches[event.get("args", {}).get("correlation")] = event["tid"], event["ts"]
+    spans = []
+    for event in events:
+        if event.get("cat") in kinds:
+            thread, begun = launches.get(event.get("args", {}).get("correlation"), (event["tid"], event["ts"]))
+            spans.append(_span(event, begun, ranges.get(thread, ())))
+    return spans
 
 
-def _span(event: Mapping[str, Any], ranges: Sequence[_Span]) -> _Span:
+def _span(event: Mapping[str, Any], begun: float, ranges: Sequence[_Span]) -> _Span:
+    """``ranges`` are those of the thread that began it; there are few."""
     start, end, name = event["ts"], event["ts"] + event["dur"], event["name"]
     share: Share = next((share for share, pattern in _NAMES if pattern.search(name)), "memory_bound")
     if share != "communication":
-        before = bisect_right(ranges, start, key=lambda span: span.start) - 1
-        if before >= 0 and start < ranges[before].end:
-            share = ranges[before].share
+        share = next((marked.share for marked in ranges if marked.start <= begun < marked.end), share)
     return _Span(start, end, share)
 
 

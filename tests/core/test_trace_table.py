@@ -67,17 +67,26 @@ def test_two_streams_at_work_count_once(tmp_path: Path) -> None:
     assert found == {"matrix_products": 4, "memory_bound": 2}
 
 
-def test_a_marked_range_claims_the_kernels_of_its_stream(tmp_path: Path) -> None:
+def launched(call: dict[str, Any], kernel: dict[str, Any], number: int) -> list[dict[str, Any]]:
+    """The host's call and the kernel that it launched."""
+    return [one | {"args": {"correlation": number}} for one in (call, kernel)]
+
+
+def test_a_marked_range_claims_the_kernels_that_were_launched_in_it(tmp_path: Path) -> None:
+    """However much later they run, and whichever way they were launched."""
+    host = 100
     found = seconds(
         tmp_path,
-        event("gpu_user_annotation", "accelmark::loss", 2, 5),
-        event("gpu_user_annotation", "accelmark::optimizer", 5, 7),
-        event("gpu_user_annotation", "somebody else's", 0, 2),
-        kernel("gemm", 0, 2),
-        kernel("gemm", 2, 4),
-        kernel("elementwise", 5, 7),
-        kernel("elementwise", 7, 8),
-        kernel("ncclAllGather", 4.5, 8.5, stream=20),
+        event("user_annotation", "accelmark::loss", 0.2, 0.5, host),
+        event("user_annotation", "accelmark::optimizer", 0.5, 0.7, host),
+        event("user_annotation", "somebody else's", 0, 0.2, host),
+        *launched(event("cuda_runtime", "cudaLaunchKernel", 0.1, 0.2, host), kernel("gemm", 0, 2), 1),
+        *launched(event("cuda_runtime", "cudaLaunchKernel", 0.2, 0.3, host), kernel("gemm", 2, 4), 2),
+        *launched(event("cuda_driver", "cuLaunchKernel", 0.5, 0.6, host), kernel("triton_poi_copy", 5, 7), 3),
+        *launched(event("cuda_runtime", "cudaLaunchKernel", 0.6, 0.7, 101), kernel("elementwise", 7, 8), 4),
+        *launched(
+            event("cuda_runtime", "cudaLaunchKernel", 0.3, 0.4, host), kernel("ncclAllGather", 4.5, 8.5, 20), 5
+        ),
     )
     assert found == {
         "matrix_products": 2, "loss": 2, "host": 0.5, "communication": 1, "optimizer": 2, "memory_bound": 1,
