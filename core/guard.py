@@ -26,6 +26,8 @@ _POLL_S = 0.5
 _OWN_WORD_S = 2.0
 """What the main thread gets to tell by itself why it ends, a lost connection say; and a time-out to run out, which
 says more than the signal that another rank's time-out has brought about."""
+_OTHERS_WORD_S = 2.0
+"""What the other ranks get to find the same hang and leave their stacks, before this one's end cuts them off."""
 _CLOSING_S = 30.0
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 """What an agent passes on to its workers when it is told to end, or its terminal was closed."""
@@ -123,6 +125,8 @@ class Guard:
             self._log.emit(
                 ev.ErrorEvent, status=status, step=self._step(), reason=reason, traceback="", place=self._place()
             )
+        if status == "hang" and self._alone:
+            time.sleep(_OTHERS_WORD_S)
         self._close(1)
         os._exit(1)
 
