@@ -27,7 +27,7 @@ VERBS = {
     "validate": "check cases, their configs, reports and records",
     "prepare": "turn text into a token file that runs can read",
     "report": "render a case's README, or rebuild a run's record and report",
-    "evaluate": "ask a checkpoint MMLU's questions",
+    "evaluate": "ask a checkpoint the questions of MMLU or MMMU",
     "align": "hold a run's curves against a reference curve, or keep them as one",
     "conform": "hold a vendor's plugin to what its hooks promise",
     "new-vendor": "make a vendor's plugin, to be filled in",
