@@ -6,12 +6,10 @@ Layers, weakest first: the case, the hardware config, the run's ``fix_hp``, ``--
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from core import launch, layout, tuning
 from core.cases import Config, LoadedCase
@@ -22,30 +20,14 @@ from core.errors import UsageError
 from core.plan_checks import nearest, refusals
 from core.plugins import Vendor
 from core.proposal import Proposal
-from schemas.base import Schema, problems
-from schemas.case import Case, DataSpec, Run, TokenizerSpec
+from core.settings import Layers, plain
+from schemas.case import DataSpec, Run, TokenizerSpec
 from schemas.chip import ChipSpec, PeakPrecision
 from schemas.evaluation import EvaluationSpec
 from schemas.hyperparameters import CheckpointFolders, HyperParameters, LoraSpec, Measure, OverrideValue
 from schemas.model import DecoderSpec, VisionSpec
 from schemas.plan import Plan
-from schemas.units import Parallel, Topology, Unit
-
-SECTIONS: Mapping[str, type[Schema]] = {
-    "measure": Measure,
-    "model": DecoderSpec,
-    "data": DataSpec,
-    "tokenizer": TokenizerSpec,
-}
-"""Dotted settings; a bare key is a hyper-parameter, and ``weights`` stands alone."""
-OPTIONAL_SECTIONS: Mapping[str, type[Schema]] = {
-    "vision": VisionSpec,
-    "lora": LoraSpec,
-    "evaluation": EvaluationSpec,
-}
-"""Dotted settings that only some cases have."""
-RUN_SECTIONS: Mapping[str, type[Schema]] = {"checkpoint": CheckpointFolders}
-"""Dotted settings that no case has."""
+from schemas.units import Parallel, Topology
 
 TIMEOUTS = ("measure.start_timeout_s", "measure.setup_timeout_s", "measure.timeout_s")
 LOCATIONS = frozenset(
@@ -59,71 +41,6 @@ LOCATIONS = frozenset(
 MIN_STEPS = 20
 MIN_WINDOW_S = 30.0
 """The shortest window an official record may have."""
-
-S = TypeVar("S", bound=Schema)
-
-
-class Layers:
-    """Settings by dotted key, each with the layer that set it last."""
-
-    def __init__(self, case: Case) -> None:
-        self.values: dict[str, Any] = {}
-        self.origins: dict[str, str] = {}
-        self._source = f"case {case.name}"
-        self._start("", case.hyper_parameters)
-        for name in (*SECTIONS, *OPTIONAL_SECTIONS):
-            section = getattr(case, name)
-            if section is not None:
-                self._start(f"{name}.", section)
-        for name, schema in RUN_SECTIONS.items():
-            self._start(f"{name}.", schema())
-        self.values["weights"] = case.weights
-        self.origins["weights"] = self._source
-
-    def _start(self, prefix: str, section: Schema) -> None:
-        for name in type(section).model_fields:
-            self.values[prefix + name] = getattr(section, name)
-            self.origins[prefix + name] = self._source if name in section.model_fields_set else "default"
-
-    def apply(self, overrides: Mapping[str, OverrideValue], origin: str) -> None:
-        """Lay ``overrides`` on top; UsageError names an unknown key and the closest known one."""
-        for key, value in overrides.items():
-            if key not in self.values:
-                close = difflib.get_close_matches(key, self.values, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(self.values))}"
-                raise UsageError(f"{origin}: unknown setting {key!r} (value {value!r})", hint)
-            self.values[key] = value
-            self.origins[key] = origin
-
-    def section(self, prefix: str, schema: type[S]) -> S:
-        """The section, its values typed from here on; UsageError names layer, field and value of what is wrong."""
-        data = {name: self.values[prefix + name] for name in schema.model_fields}
-        try:
-            section = schema.model_validate(data)
-        except ValidationError as error:
-            raise self._wrong(prefix, schema, problems(error)) from error
-        self.values |= {prefix + name: getattr(section, name) for name in schema.model_fields}
-        return section
-
-    def optional_section(self, name: str, schema: type[S]) -> S | None:
-        """As ``section``; None where the case has no such section."""
-        known = any(key.startswith(f"{name}.") for key in self.values)
-        return self.section(f"{name}.", schema) if known else None
-
-    def _wrong(self, prefix: str, schema: type[Schema], found: Iterable[tuple[str, str]]) -> UsageError:
-        lines: list[str] = []
-        culprits: list[str] = []
-        for field_name, message in found:
-            # Values that clash have no place of their own: every one that a layer over the case set is named.
-            keys = [prefix + field_name.split(".")[0]] if field_name else self._changed(prefix, schema)
-            origins = ", ".join(dict.fromkeys(self.origins[key] for key in keys))
-            lines.append(f"{origins}: {(prefix + field_name).rstrip('.')}: {message}")
-            culprits += [f"{key} in {self.origins[key]}" for key in keys]
-        return UsageError("\n".join(lines), f"correct {', '.join(dict.fromkeys(culprits))}")
-
-    def _changed(self, prefix: str, schema: type[Schema]) -> list[str]:
-        keys = [prefix + name for name in schema.model_fields]
-        return [key for key in keys if self.origins[key] not in (self._source, "default")]
 
 
 def compute_precision(hp: HyperParameters) -> PeakPrecision:
@@ -203,7 +120,7 @@ def build(request: Request) -> Plan:
         lora=lora,
         evaluation=evaluation,
         checkpoint=layers.section("checkpoint.", CheckpointFolders),
-        fix_hp={key: _plain(layers.values[key]) for key in dict.fromkeys((*tuned, *request.changed))},
+        fix_hp={key: plain(layers.values[key]) for key in dict.fromkeys((*tuned, *request.changed))},
         remark=request.run.remark,
         origins=layers.origins,
         parallel=parallel,
@@ -219,12 +136,6 @@ def build(request: Request) -> Plan:
         unofficial_reason=unofficial,
     )
     return plan.model_copy(update={"launch_env": vendor.launch_env(plan)})
-
-
-def _plain(value: Any) -> OverrideValue:
-    """A setting's value as it is written in a layer."""
-    plain: OverrideValue = value.render() if isinstance(value, Unit) else value
-    return plain
 
 
 def _engine_config(
@@ -247,7 +158,7 @@ def _layers(request: Request, tuned: Mapping[str, OverrideValue] | None = None) 
     if request.run.tuned:
         settings = _tuned(request) if tuned is None else tuned
         known = layers.values
-        chosen = tuple(key for key in settings if key not in known or settings[key] != _plain(known[key]))
+        chosen = tuple(key for key in settings if key not in known or settings[key] != plain(known[key]))
         layers.apply({key: settings[key] for key in chosen}, f"tuned for {request.config.value.topology}")
     layers.apply(request.run.fix_hp, f"{request.config.source}, run {request.run.id}")
     layers.apply(request.sets, "--set")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core import plan as planning
-from core import runner
+from core import runner, settings
 from core.errors import UsageError
 from core.record import RECORD_FILE, read_plan, read_record
 from core.selection import Selection
@@ -15,7 +14,7 @@ from schemas.hyperparameters import OverrideValue
 from schemas.plan import Plan
 from schemas.record import Record
 
-_SECTIONS = (*planning.SECTIONS, *planning.OPTIONAL_SECTIONS, *planning.RUN_SECTIONS)
+_SECTIONS = (*settings.SECTIONS, *settings.OPTIONAL_SECTIONS, *settings.RUN_SECTIONS)
 
 
 def options(run_dir: Path) -> runner.Options:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Column, Table
 
-from core.plan import OPTIONAL_SECTIONS, RUN_SECTIONS
-from core.plan import SECTIONS as PLAN_SECTIONS
+from core.settings import OPTIONAL_SECTIONS, RUN_SECTIONS
+from core.settings import SECTIONS as PLAN_SECTIONS
 from schemas.evaluation import EMBEDDED, Accuracy
 from schemas.plan import Placement, Plan
 from schemas.record import Record

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from core import plan as planning
+from core import settings
 from core.cases import resolve
 from core.errors import UsageError
 from core.launch import shell_line
@@ -45,7 +46,7 @@ def test_each_layer_covers_the_ones_before_and_leaves_its_name(make_plan: MakePl
         assert plan.origins["local_batch_size"] == origin
 
 
-OWN_SECTIONS = (*planning.SECTIONS, *planning.RUN_SECTIONS)
+OWN_SECTIONS = (*settings.SECTIONS, *settings.RUN_SECTIONS)
 """Of every plan."""
 
 
