@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,6 +39,15 @@ def overhead(tmp_path: Path, *words: str) -> Overhead:
     )  # fmt: skip
     assert "added" in done.stdout, done.stderr
     return Overhead.model_validate_json((tmp_path / "llama2_7b-CPUx1x1-align-torch.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """What a run of ``main`` sets is gone for other tests: LOCAL_RANK makes every process a launcher's rank."""
+    before = set(os.environ)
+    yield
+    for name in os.environ.keys() - before:
+        del os.environ[name]
 
 
 def test_the_bound_of_five_shares_is_the_largest_and_of_many_an_order_statistic() -> None:

@@ -75,9 +75,9 @@ def test_recomputation_and_the_split_into_micro_batches_hardly_move_the_limit() 
     one = plan_of("baichuan2_13b", "H200x1x1", "published")
     limits = [
         roofline.compose(plan, step_parts(plan), ExactChip(), "exact").tokens_per_second_per_chip
-        for plan in (one, plan_of("baichuan2_13b", "H200x1x1", "tuned"))
+        for plan in (one, plan_of("baichuan2_13b", "H200x1x1", "tuned"))  # 8 micro-batches and 4
     ]
-    assert limits[0] == limits[1]
+    assert limits[0] == pytest.approx(limits[1], rel=0.02)
 
 
 def test_a_split_models_chip_has_its_part_of_each_product() -> None:

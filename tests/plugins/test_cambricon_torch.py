@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from core import notices, optimizer_state
+from core import notices
 from core.errors import DeviceError
 from core.events import EventLog, read_events
 from core.notices import RecordWarning
@@ -24,6 +24,7 @@ torch = pytest.importorskip("torch")
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
+from core import optimizer_state
 from plugins.cambricon.optimizer import FusedAdamW
 
 
