@@ -35,6 +35,6 @@ def test_measured_records_are_of_plans_that_the_case_still_makes(name: str) -> N
         config = loaded.config(record.plan.config)
         made = plan.build(plan.Request(loaded, config, config.run(record.run), select(record.vendor)))
         assert record.plan.hyper_parameters == made.hyper_parameters, record.id
-        assert record.status == "ok"
+        assert record.status in ("ok", "oom"), record.id  # that a plan does not fit is a result, too
         # What is kept for its verdict need not be as long as what is kept for its speed.
         assert record.official or record.alignment is not None
