@@ -173,8 +173,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("torchrun_rank_never_starts", "sleep init 1 0", status="hang", stacks=2, wrap=_torchrun,
           sets=("measure.start_timeout_s=12",),
           reason=r"^rank 1 in phase device is in .*saboteur.*; rank 0 waits in .*measure.start_timeout_s"),
-    Fault("torchrun_terminated", "terminate_agent forward 0 4", status="interrupted", steps=3, wrap=_torchrun,
-          reason=r"^rank [01] in step 4: ended by SIGTERM"),
-    Fault("torchrun_ctrl_c", "interrupt_agent forward 0 4", status="interrupted", steps=3, wrap=_torchrun,
-          reason=r"^rank [01] in step 4: (interrupted \(KeyboardInterrupt\)|ended by SIGINT)"),
+    Fault("torchrun_terminated", "terminate_agent forward 0 4", status="interrupted", exit_code=None, steps=3,
+          wrap=_torchrun, reason=r"^rank [01] in step 4: ended by SIGTERM"),
+    Fault("torchrun_ctrl_c", "interrupt_agent forward 0 4", status="interrupted", exit_code=None, steps=3,
+          wrap=_torchrun, reason=r"^rank [01] in step 4: (interrupted \(KeyboardInterrupt\)|ended by SIGINT)"),
 )  # fmt: skip
