@@ -78,15 +78,15 @@ class StochasticAdamW(torch.optim.Optimizer):
             if not parameters:
                 continue
             group["step"] = group.get("step", 0) + 1
-            device = _local(parameters[0]).device
+            device = local_part(parameters[0]).device
             numbers = self._numbers(group, device)
             seeds = torch.randint(-(1 << 31), 1 << 31, (len(parameters), 2), dtype=torch.int32, device=device)
             for parameter, seed in zip(parameters, seeds.unbind(), strict=True):
-                state = self.state[parameter]
+                weight, state = local_part(parameter), self.state[parameter]
                 if not state:
-                    state["exp_avg"] = torch.zeros_like(_local(parameter))
-                    state["exp_avg_sq"] = torch.zeros_like(_local(parameter))
-                tensors = (_local(parameter), _local(parameter.grad), state["exp_avg"], state["exp_avg_sq"])
+                    state["exp_avg"] = torch.zeros_like(weight)
+                    state["exp_avg_sq"] = torch.zeros_like(weight)
+                tensors = (weight, local_part(parameter.grad), state["exp_avg"], state["exp_avg_sq"])
                 self._update([tensor.view(-1) for tensor in tensors], numbers, seed)
 
     def _numbers(self, group: dict[str, Any], device: torch.device) -> Tensor:
@@ -100,7 +100,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         return numbers
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This rank's part, without the autograd history of a parameter."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 

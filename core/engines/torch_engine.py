@@ -28,11 +28,12 @@ from torch.nn.parallel import DistributedDataParallel
 from core.checkpoint.tensors import read_part
 from core.data.loader import StepBatch
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
+from core.memory_estimate import keeps_main_weights
 from core.models.adapters import released_name
 from core.models.decoder import Decoder
 from core.models.initialise import count_parameters, place_dtensor, place_plain
 from core.optimizer_state import LossScaler, moment
-from core.optimizers import StochasticAdamW, build_optimizer
+from core.optimizers import StochasticAdamW, build_optimizer, local_part
 from core.trace import optimizer_range
 from schemas.checkpoint import Part
 
@@ -129,7 +130,7 @@ class TorchEngine(Engine):
 
     def _keeps_main_weights(self) -> bool:
         kept_apart = self._frozen_type() is not None  # the trained ones are fp32 themselves
-        return self.hp.precision in TORCH_DTYPES and self.hp.optimizer_state == "fp32" and not kept_apart
+        return keeps_main_weights(self.hp) and not kept_apart
 
     def trained_model(self) -> nn.Module:
         """Without DDP around it, which would only synchronise gradients."""
@@ -201,7 +202,7 @@ class TorchEngine(Engine):
 
     def _clip(self) -> Tensor:
         """The global norm of the gradients, in fp32 whatever they are kept in; and no larger than the limit."""
-        grads = [_local(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
+        grads = [local_part(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
         norms = torch._foreach_norm(grads, 2.0, dtype=torch.float32)
         square = torch.stack(norms).square().sum()
         if self._is_sharded() and self.hp.zero_stage > 0:  # every rank holds a part of each gradient
@@ -224,7 +225,3 @@ def _as_sharded(parameter: DTensor, held: Tensor) -> Tensor:
     return DTensor.from_local(
         held, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
-
-
-def _local(grad: Tensor) -> Tensor:
-    return grad.to_local() if isinstance(grad, DTensor) else grad

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from core.optimizers import local_part
 
 SETTINGS = ("params", "lr", "betas", "eps", "weight_decay")
 DECOUPLED_DECAY = 1
@@ -53,13 +54,13 @@ class FusedAdamW(torch.optim.Optimizer):
         if not state:
             state["step"] = 0
             for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(_local(parameter), dtype=torch.float32)
+                state[name] = torch.zeros_like(local_part(parameter), dtype=torch.float32)
         state["step"] += 1
         return int(state["step"])
 
     def _update(self, group: dict[str, Any], update: int, parameters: list[Tensor]) -> None:
-        weights = [_local(parameter) for parameter in parameters]
-        grads = [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        weights = [local_part(parameter) for parameter in parameters]
+        grads = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
         moments = [[self.state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq")]
         beta1, beta2 = group["betas"]
         overflow = torch.zeros(1, dtype=torch.int32, device=weights[0].device)  # the operator asks for it, unread
@@ -67,8 +68,3 @@ class FusedAdamW(torch.optim.Optimizer):
             overflow, grads, weights, *moments, group["lr"], beta1, beta2, group["eps"], update, DECOUPLED_DECAY,
             BIAS_CORRECTION, group["weight_decay"],
         )  # fmt: skip
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part, without the autograd history of a parameter."""
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
