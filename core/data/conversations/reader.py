@@ -19,6 +19,10 @@ from core.data.tokenizer import Tokenizer
 from core.errors import UsageError
 from schemas.model import VisionSpec
 
+ROW_MULTIPLE = 128
+"""Where padding costs next to nothing, rows are this many tokens long, or a multiple of it. Fused attention works
+in tiles of that size anyway, and cuDNN plans its kernels anew, in a quarter of a second, for each length it meets."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -101,7 +105,7 @@ class ConversationReader:
                 encoded.append(self._encode(sample))
             except BadSampleError as bad:
                 self._skipped.add(sample.name, str(bad))
-        return padded(encoded, self._layout.vision, drop=self._layout.drop_padding)
+        return padded(encoded, self._layout)
 
     def _epoch(self, epoch: int, gradient_accumulation_steps: int) -> list[Step]:
         key = epoch, gradient_accumulation_steps
@@ -141,13 +145,17 @@ def encode(prompt: Prompt, image_tokens: int, longest: int) -> Encoded:
     return Encoded(ids[:longest], [*labels, IGNORED_LABEL][:longest], image_at)
 
 
-def padded(batch: Sequence[Encoded], vision: VisionSpec, *, drop: bool) -> MicroBatch:
-    """The samples as rows of the longest one's length; ``drop``: with the positions to keep, ``kept``.
+def padded(batch: Sequence[Encoded], layout: Layout) -> MicroBatch:
+    """The samples as rows of the longest one's length.
 
-    Where none has an image, one of zeros takes part that belongs to no position. A batch that lost all of its
-    samples is one padded token.
+    Where padding is dropped, with the positions to keep, ``kept``; rows are then as long as the next multiple of
+    ``ROW_MULTIPLE``, or as the longest dialogue may be. Where none has an image, one of zeros takes part that
+    belongs to no position. A batch that lost all of its samples is one padded token.
     """
+    drop = layout.drop_padding
     length = max((len(sample.ids) for sample in batch), default=1)
+    if drop and batch:
+        length = min(-(-length // ROW_MULTIPLE) * ROW_MULTIPLE, layout.sequence_length)
     rows = max(len(batch), 1)
     ids = np.zeros((rows, length), dtype=np.int64)
     labels = np.full((rows, length), IGNORED_LABEL, dtype=np.int64)
@@ -158,7 +166,7 @@ def padded(batch: Sequence[Encoded], vision: VisionSpec, *, drop: bool) -> Micro
         if sample.image_at is not None:
             starts.append(row * length + sample.image_at)
     lengths = [len(sample.ids) for sample in batch]
-    arrays = {"input_ids": ids, "labels": labels, **image_arrays(starts, _pixels(batch), vision)}
+    arrays = {"input_ids": ids, "labels": labels, **image_arrays(starts, _pixels(batch), layout.vision)}
     if drop:
         real = [row * length + np.arange(lengths[row], dtype=np.int64) for row in range(len(batch))]
         arrays["kept"] = np.concatenate(real) if real else np.zeros(1, dtype=np.int64)

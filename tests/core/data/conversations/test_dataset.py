@@ -80,7 +80,7 @@ def test_dropped_padding_is_not_counted_as_computed() -> None:
     assert kept.padded_tokens > 0
     assert dropped.padded_tokens == 0
     assert dropped.real_tokens == kept.real_tokens == len(dropped.arrays["kept"])
-    real = kept.arrays["labels"].flatten()[dropped.arrays["kept"]]
+    real = dropped.arrays["labels"].flatten()[dropped.arrays["kept"]]
     assert (real != -100).sum() == kept.label_tokens
 
 

@@ -121,6 +121,29 @@ def test_a_batch_that_lost_all_samples_still_takes_part(
     assert empty.arrays["input_ids"].shape == (1, 1)
 
 
+def test_rows_whose_padding_costs_nothing_have_few_lengths(write: Any, entries: Any, tokenizer: Any) -> None:
+    file = write(entries)
+
+    def batch(**changes: Any) -> Any:
+        return ConversationReader(file, tokenizer, layout(**changes), rank=0, name="mine").batch(0, 0, 1)
+
+    whole = batch(local_batch_size=8)
+    longest = max(whole.sequence_lengths)
+    rounded, cut = (
+        batch(local_batch_size=8, drop_padding=True, sequence_length=length) for length in (300, longest)
+    )
+    assert 128 < longest < 256
+    lengths = [one.arrays["input_ids"].shape[1] for one in (whole, rounded, cut)]
+    assert lengths == [longest, 256, longest]
+    for name in ("input_ids", "labels"):
+        assert (rounded.arrays[name][:, :longest] == whole.arrays[name]).all()
+        flat = whole.arrays[name].flatten()[cut.arrays["kept"]]
+        assert (rounded.arrays[name].flatten()[rounded.arrays["kept"]] == flat).all()
+    rows, columns = np.divmod(rounded.arrays["image_positions"], 256)
+    assert (rows * longest + columns == whole.arrays["image_positions"]).all()
+    assert (rounded.padded_tokens, rounded.real_tokens) == (0, whole.real_tokens)
+
+
 def test_a_long_dialogue_is_cut_and_an_image_is_not(tokenizer: Any) -> None:
     prompt = v1(Sample("x", ("<image>\nWho?", "Ben. " * 50), "a.jpg"), tokenizer)
     whole = encode(prompt, PATCHES, 10_000)
