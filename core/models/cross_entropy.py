@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from core.data.source import IGNORED_LABEL
+from core.models.products import add_product
 
 CHUNK_TOKENS = 2048
 """Tokens per chunk: enough to fill the matrix units, while fp32 logits (0.26 GB at 32,000 words) stay small."""
@@ -117,11 +118,9 @@ def _sum_chunks(
         if hidden_gradient is not None:
             torch.matmul(logits, weight, out=hidden_gradient[chunk])
         if terms.weight_gradient:
-            product = logits.t() @ hidden[chunk]
-            if weight_gradient is not None:
-                weight_gradient += product
-            else:
-                weight_gradient = product if hidden.shape[0] <= CHUNK_TOKENS else product.float()
+            operands = logits.t(), hidden[chunk]
+            one_chunk = hidden.shape[0] <= CHUNK_TOKENS
+            weight_gradient = operands[0] @ operands[1] if one_chunk else add_product(weight_gradient, *operands)
     return (totals[0].clone(), totals[1].clone()), hidden_gradient, weight_gradient
 
 
