@@ -7,8 +7,9 @@ Results are what the benchmarks left in ``runs/``, copied into the folder of the
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -27,6 +28,9 @@ RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 NOTHING = "Nothing committed yet."
+SPLITS = """
+Runs of a row do the same work a chip and step. How they split it into micro-batches is their own affair: where the
+state is sharded, more chips leave room for larger ones, so that a chip can be faster among more of them."""
 
 S = TypeVar("S", bound=Schema)
 
@@ -125,41 +129,40 @@ def _seconds(value: float | None) -> str:
 
 
 def _scales(records: Iterable[Record]) -> list[str]:
-    """Data parallel runs of one kind on several numbers of a node's chips: the fastest of each."""
-    kinds: dict[tuple[str, ...], dict[int, float]] = {}
+    """Data parallel runs of the same work on several numbers of a node's chips: the fastest of each.
+
+    How a run splits its sequences into LBS x GAS is its own affair: more chips leave room for other splits.
+    """
+    kinds: dict[tuple[str, ...], dict[int, tuple[float, str]]] = {}
     for record in records:
         if record.plan is None or record.throughput is None or record.parallel.dp != record.topology.world_size:
             continue
         if record.topology.nodes == 1:
-            rates = kinds.setdefault(_kind(record, record.plan.hyper_parameters), {})
-            chips, rate = record.topology.world_size, record.throughput.tokens_per_second_per_chip
-            rates[chips] = max(rate, rates.get(chips, 0.0))
-    several = {kind: sorted(rates.items()) for kind, rates in kinds.items() if len(rates) > 1}
-    head = (
-        "run",
-        "engine",
-        "state",
-        "attention",
-        "checkpointing",
-        "LBS x GAS",
-        "token/p/s by chips",
-        "most / fewest",
-    )
-    rows = [
-        (
-            *kind,
-            ", ".join(f"{chips}: {rate:,.0f}" for chips, rate in rates),
-            f"{rates[-1][1] / rates[0][1]:.1%}",
-        )
-        for kind, rates in sorted(several.items())
-    ]
-    return [markdown(head, rows)] if rows else []
+            hp, rate = record.plan.hyper_parameters, record.throughput.tokens_per_second_per_chip
+            found = kinds.setdefault(_kind(record, hp), {})
+            split = f"{hp.local_batch_size} x {hp.gradient_accumulation_steps}"
+            chips = record.topology.world_size
+            found[chips] = max((rate, split), found.get(chips, (0.0, "")))
+    shared = ("run", "engine", "precision", "state", "attention", "checkpointing", "sequences")
+    head = (*shared, "token/p/s by chips (LBS x GAS)", "efficiency")
+    rows = [(*kind, *_scale(found)) for kind, found in sorted(kinds.items()) if len(found) > 1]
+    return [markdown(head, rows), SPLITS] if rows else []
+
+
+def _scale(found: Mapping[int, tuple[float, str]]) -> tuple[str, str]:
+    """Each number of chips with its rate and split, and how each compares with the next smaller one."""
+    rates = sorted(found.items())
+    told = [f"{chips}: {rate:,.0f} ({split})" for chips, (rate, split) in rates]
+    pairs = itertools.pairwise(rates)
+    shares = [f"{more} / {fewer}: {rate / base:.1%}" for (fewer, (base, _)), (more, (rate, _)) in pairs]
+    return ", ".join(told), ", ".join(shares)
 
 
 def _kind(record: Record, hp: HyperParameters) -> tuple[str, ...]:
-    size = f"{hp.local_batch_size} x {hp.gradient_accumulation_steps}"
-    name = f"{record.case} {record.chip}"
-    return name, record.engine, hp.optimizer_state, hp.attention, hp.activation_checkpointing, size
+    """What runs must share for their rates to be compared: work a chip and step, and what is done for it."""
+    sequences = f"{hp.local_batch_size * hp.gradient_accumulation_steps} of {hp.sequence_length}"
+    done = (hp.precision, hp.optimizer_state, hp.attention, hp.activation_checkpointing)
+    return f"{record.case} {record.chip}", record.engine, *done, sequences
 
 
 def _name(record: Record) -> str:

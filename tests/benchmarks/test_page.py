@@ -46,18 +46,39 @@ def test_every_kind_of_result_has_its_table(tmp_path: Path) -> None:
     assert "| llama2_7b H200x1x1 tuned | 21.5 | 1.5 | / | / | / | / | 20.0 | / |" in text
 
 
-def test_efficiency_compares_runs_of_one_kind_only() -> None:
-    def fast(record: Record, chips: int, rate: float) -> Record:
+def test_efficiency_compares_chips_that_do_the_same_work() -> None:
+    def fast(record: Record, chips: int, rate: float, split: tuple[int, int], state: str = "fp32") -> Record:
         assert record.throughput is not None
+        assert record.plan is not None
         topology = record.topology.model_copy(update={"chips_per_node": chips})
         parallel = record.parallel.model_copy(update={"dp": chips})
         throughput = record.throughput.model_copy(update={"tokens_per_second_per_chip": rate})
-        return record.model_copy(update={"topology": topology, "parallel": parallel, "throughput": throughput})
+        local, accumulated = split
+        changed = {
+            "local_batch_size": local,
+            "gradient_accumulation_steps": accumulated,
+            "optimizer_state": state,
+        }
+        hp = record.plan.hyper_parameters.model_copy(update=changed)
+        plan = record.plan.model_copy(update={"hyper_parameters": hp})
+        update = {"topology": topology, "parallel": parallel, "throughput": throughput, "plan": plan}
+        return record.model_copy(update=update)
 
     records = page.committed_records()
     llama2 = next(r for r in records if "llama2_7b-H200x1x4-tuned" in r.id)
-    baichuan2 = next(r for r in records if "baichuan2_13b-H200x1x2-tuned" in r.id)
-    known = [fast(llama2, 2, 12_000), fast(llama2, 4, 11_000), fast(llama2, 4, 11_940), fast(baichuan2, 4, 6_000)]
-    text = page.measured(page.RESULTS, known)
-    assert "| 2: 12,000, 4: 11,940 | 99.5% |" in text
-    assert "baichuan2_13b" not in text.partition("### Scale")[2]
+    baichuan2 = next(r for r in records if "baichuan2_13b-H200x1x4-tuned" in r.id)
+    known = [
+        fast(llama2, 2, 12_000, (3, 1)),
+        fast(llama2, 4, 11_000, (3, 1)),
+        fast(llama2, 4, 11_940, (1, 3)),  # the same three sequences
+        fast(llama2, 1, 13_000, (3, 2)),  # twice the work
+        fast(baichuan2, 1, 6_400, (2, 4), "bf16_stochastic"),
+        fast(baichuan2, 2, 6_300, (1, 8), "bf16_stochastic"),
+        fast(baichuan2, 4, 6_111, (1, 8), "bf16_stochastic"),
+        fast(baichuan2, 2, 4_000, (1, 8)),  # another state, on one number of chips only
+    ]
+    scale = page.measured(page.RESULTS, known).partition("### Scale")[2]
+    assert "| 3 of 4096 | 2: 12,000 (3 x 1), 4: 11,940 (1 x 3) | 4 / 2: 99.5% |" in scale
+    told = "1: 6,400 (2 x 4), 2: 6,300 (1 x 8), 4: 6,111 (1 x 8) | 2 / 1: 98.4%, 4 / 2: 97.0%"
+    assert f"| bf16_stochastic | flex | none | 8 of 2048 | {told} |" in scale
+    assert scale.count("H200") == 2
