@@ -1,6 +1,23 @@
-"""One H200: the published recipe (SDPA, checkpointing), and the fastest that was found for this chip."""
+"""One H200: the published recipe (SDPA, checkpointing), the fastest that was found for this chip, its alignment.
+
+``align_reference`` is the curve that ``align`` is held against: four of the 32 layers in fp32, the plainest way.
+Micro-batches are two, and of two chunks of the loss each, so that both kinds of accumulation are in the verdict.
+"""
 
 from schemas.case import HardwareConfig, Run
+
+CURVE = {
+    "model.num_layers": 4,
+    "local_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "sequence_length": 2048,
+    "learning_rate": 2e-5,
+    "lr_warmup_steps": 20,
+    "measure.warmup_steps": 5,
+    "measure.steps": 55,
+    "measure.min_window_s": 0.0,
+}
+"""60 steps, run for their losses: fp32 takes about a second for each."""
 
 CONFIG = HardwareConfig(
     vendor="nvidia",
@@ -31,6 +48,11 @@ CONFIG = HardwareConfig(
             },
             remark="for the annex: without flash attention, with checkpointing",
         ),
+        Run(
+            id="align_reference",
+            fix_hp={**CURVE, "precision": "fp32", "optimizer_state": "fp32", "attention": "eager"},
+        ),  # its curve is references/h200_4_layers_fp32.json
+        Run(id="align", tuned=True, fix_hp=CURVE),
         Run(
             id="deepspeed",
             engine="deepspeed",
