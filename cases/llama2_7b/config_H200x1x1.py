@@ -11,7 +11,6 @@ CURVE = {
     "local_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "sequence_length": 2048,
-    "learning_rate": 2e-5,
     "lr_warmup_steps": 20,
     "measure.warmup_steps": 5,
     "measure.steps": 55,
