@@ -40,7 +40,8 @@ class DeepSpeedEngine(Engine):
         model.compile_blocks()
         model = model.to(PARAMETER_DTYPES.get(self.hp.precision, torch.float32))
         model.to_empty(device=self.device)
-        self.initialise(model.named_parameters(), place_plain, naming=model.naming)
+        self._naming = model.naming
+        self.initialise(model.named_parameters(), place_plain, naming=self._naming)
         self._shapes = {released_name(name): parameter.shape for name, parameter in model.named_parameters()}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = optimizer_wrap(build_optimizer(trained, self.hp), model)
@@ -108,7 +109,8 @@ class DeepSpeedEngine(Engine):
     def gather(self, part: Part) -> Iterator[tuple[str, Tensor]]:
         """See the base class."""
         for name, parameter in self._parameters_of(part):
-            yield name, self.whole(parameter) if part == "weights" else self._state.read(parameter, part)
+            whole = self.whole(parameter) if part == "weights" else self._state.read(parameter, part)
+            yield from self._naming.split(name, whole)
 
     def restore(self, part: Part, folder: Path) -> None:
         """See the base class."""
@@ -116,7 +118,7 @@ class DeepSpeedEngine(Engine):
         def place(parameter: nn.Parameter, whole: Tensor) -> None:
             self._state.write(parameter, part, whole)
 
-        read_part(self._parameters_of(part), folder, place, shapes=self._shapes)
+        read_part(self._parameters_of(part), folder, place, self._naming, shapes=self._shapes)
 
     def allocate_state(self) -> None:
         """DeepSpeed links the moments to the parameters after the first step."""
