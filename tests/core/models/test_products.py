@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from core.models import products
 from core.models.products import add_product, has_fp32_products
 
-CHUNKS, ROWS, INNER, COLUMNS = 4, 6, 64, 5
+CHUNKS, ROWS, INNER, COLUMNS = 4, 8, 64, 16
 
 
 @pytest.fixture(autouse=True)
