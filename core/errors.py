@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copyreg
+from typing import Any, ClassVar
 
 
 class AccelMarkError(Exception):
@@ -17,6 +18,10 @@ class AccelMarkError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n  fix: {self.fix}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes, without another call of ``__init__``, which takes more than ``args``."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class RunError(AccelMarkError):

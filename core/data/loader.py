@@ -1,4 +1,4 @@
-"""Batches on the device, read and copied ahead of the training loop by a thread."""
+"""Batches on the device, read (by a process, where a thread would be in the way) and copied ahead by a thread."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.data.preparer import Preparer
 from core.data.source import Array, DataSource, MicroBatch
 
 _POLL_S = 0.05
@@ -56,6 +57,7 @@ class DeviceLoader:
         """Optimizer steps in a pass over the data."""
         self._source, self._gas, self._start_step = source, gradient_accumulation_steps, start_step
         self._copier = _Copier(device)
+        self._preparer = Preparer(self._micro_batches, start_step) if source.own_process else None
         self._ready: queue.Queue[tuple[StepBatch, Any] | BaseException] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="accelmark-data", daemon=True)
@@ -82,6 +84,8 @@ class DeviceLoader:
     def close(self) -> None:
         """Stop the thread; the iteration ends. May be called twice."""
         self._stop.set()
+        if self._preparer is not None:
+            self._preparer.close()
         self._thread.join(_JOIN_S)
 
     def _work(self) -> None:
@@ -96,12 +100,12 @@ class DeviceLoader:
 
     def _read(self, step: int) -> list[MicroBatch] | None:
         """The micro-batches of one step; None when told to stop."""
-        micro_batches: list[MicroBatch] = []
-        for micro_step in range(self._gas):
-            if self._stop.is_set():
-                return None
-            micro_batches.append(self._source.batch(step, micro_step, self._gas))
-        return micro_batches
+        if self._preparer is not None:
+            return self._preparer.next_step()
+        return None if self._stop.is_set() else self._micro_batches(step)
+
+    def _micro_batches(self, step: int) -> list[MicroBatch]:
+        return [self._source.batch(step, micro_step, self._gas) for micro_step in range(self._gas)]
 
     def _offer(self, item: tuple[StepBatch, Any] | BaseException) -> bool:
         while not self._stop.is_set():

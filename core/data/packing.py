@@ -34,6 +34,8 @@ class PackedReader:
     The last sample of the stream, and samples that an epoch's last global batch lacks, are filled with padding.
     """
 
+    own_process = False
+
     def __init__(  # noqa: PLR0913 - the data parallel layout is four numbers
         self,
         stream: Stream,

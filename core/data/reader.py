@@ -24,6 +24,8 @@ class TokenReader:
     whatever way it is split; samples left over at the end of an epoch are dropped.
     """
 
+    own_process = False
+
     def __init__(  # noqa: PLR0913 - the data parallel layout is four numbers
         self,
         folder: Path,

@@ -66,6 +66,9 @@ class DataFacts:
 class DataSource(Protocol):
     """The batches of one data parallel rank, a pure function of the step. All numbers count from 0."""
 
+    own_process: bool
+    """Whether a batch takes so much Python that a process of its own makes them."""
+
     @property
     def facts(self) -> DataFacts:
         """What the record says of it."""
@@ -77,4 +80,4 @@ class DataSource(Protocol):
         """Whole passes over the data set before ``step``."""
 
     def batch(self, step: int, micro_step: int, gradient_accumulation_steps: int) -> MicroBatch:
-        """This rank's micro-batch ``micro_step`` of ``step``; called from a thread of its own, in order."""
+        """This rank's micro-batch ``micro_step`` of ``step``; called in order, beside the main thread."""

@@ -21,7 +21,7 @@ from schemas.model import VisionSpec
 
 ROW_MULTIPLE = 128
 """Where padding costs next to nothing, rows are this many tokens long, or a multiple of it. Fused attention works
-in tiles of that size anyway, and cuDNN plans its kernels anew, in a quarter of a second, for each length it meets."""
+in tiles of that size anyway, and cuDNN plans its kernels anew, in 0.27 s, for each length that it meets."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class ConversationReader:
     samples are left out and told of; one whose image turns out to be broken makes its micro-batch smaller by one.
     """
 
+    own_process = True  # tokenizing, and decoding, resizing and normalising images
+
     def __init__(self, file: Path, tokenizer: Tokenizer, layout: Layout, *, rank: int, name: str) -> None:
         """Read the dialogues; UsageError for a file in another layout, or with many damaged samples."""
         self._samples, self._skipped = read_samples(file)
@@ -70,6 +72,7 @@ class ConversationReader:
         self._lengths = [sample.words for sample in self._samples]
         self._with_image = [sample.image is not None for sample in self._samples]
         self._steps: tuple[tuple[int, int], list[Step]] | None = None
+        self._steps_per_epoch: dict[int, int] = {}
 
     @property
     def facts(self) -> DataFacts:
@@ -78,6 +81,9 @@ class ConversationReader:
 
     def steps_per_epoch(self, gradient_accumulation_steps: int) -> int:
         """Optimizer steps in an epoch; ``UsageError`` when the data set does not fill one global batch."""
+        known = self._steps_per_epoch.get(gradient_accumulation_steps)
+        if known is not None:
+            return known
         layout = self._layout
         global_batch_size = gradient_accumulation_steps * layout.world_size * layout.local_batch_size
         steps = len(self._epoch(0, gradient_accumulation_steps))
@@ -88,6 +94,7 @@ class ConversationReader:
                 f"{layout.world_size})",
                 "use a larger data set (data.generated_sequences), or lower LBS or GAS",
             )
+        self._steps_per_epoch[gradient_accumulation_steps] = steps
         return steps
 
     def epochs_at(self, step: int, gradient_accumulation_steps: int) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("torch")
@@ -146,6 +148,7 @@ def test_too_small_a_data_set_is_refused_at_once(probe: _Probe) -> None:
 class _Ragged:
     """Micro-batches with arrays of several types, and of shapes that differ between them."""
 
+    own_process = False
     facts = DataFacts("ragged", "0" * 64, sequences=2, tokens=10)
 
     def steps_per_epoch(self, gradient_accumulation_steps: int) -> int:
@@ -173,6 +176,27 @@ def test_takes_any_arrays_and_counts_labels_and_padding_from_them(
     assert (tuple(text["input_ids"].shape), tuple(image["input_ids"].shape)) == ((1, 5), (1, 6))
     assert image["pixel_values"].dtype == torch.float32
     assert (batch.label_tokens, batch.real_tokens, batch.padded_tokens) == (4, 10, 1)
+
+
+def test_a_source_that_asks_for_it_is_read_in_another_process(open_loader: Callable[..., DeviceLoader]) -> None:
+    class Tells(_Ragged):
+        own_process = True
+
+        def batch(self, step: int, micro_step: int, gradient_accumulation_steps: int) -> MicroBatch:
+            if step == 5:
+                raise UsageError("no fifth step", "stop before it")
+            return MicroBatch({name: np.full((1, 2), os.getpid() + step) for name in ("input_ids", "labels")})
+
+    loader = open_loader(Tells(), 2, CPU, start_step=3)
+    (first, second), (third, _) = (next(loader).micro_batches for _ in range(2))
+    process = int(first["input_ids"][0, 0]) - 3
+    assert process != os.getpid()
+    assert torch.equal(first["labels"], second["labels"])
+    assert third["labels"][0, 0] == process + 4
+    first["input_ids"].zero_()  # the memory is the batch's own
+    with pytest.raises(UsageError, match="no fifth step"):
+        next(loader)
+    assert not psutil.pid_exists(process)
 
 
 @pytest.mark.gpu
