@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import itertools
 import multiprocessing
 import os
@@ -104,6 +105,7 @@ def _work(read: Read, start_step: int, parent: int, results: socket.socket, send
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     results.close()
+    gc.freeze()  # a collection writes to every object that it looks at, and shared pages would become copies
     with contextlib.suppress(ConnectionError), warnings.catch_warnings(record=True) as caught:
         for wanted in itertools.count(start_step):
             step = _step(read, wanted, caught)
