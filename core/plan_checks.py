@@ -118,6 +118,18 @@ def _offload(p: Proposal) -> Refusal | None:
     return None
 
 
+def _collectives(p: Proposal) -> Refusal | None:
+    """Copies move the shards of FSDP2, between devices that share a node."""
+    if p.hp.collectives == "library":
+        return None
+    if p.engine != "torch" or p.hp.zero_stage == 0 or p.data_parallel == 1:
+        what = f"engine {p.engine} at ZeRO stage {p.hp.zero_stage} on {p.data_parallel} ranks"
+        return Refusal(f"{what} has no shards of FSDP2 for peer copies to move", {"collectives": "library"})
+    if p.topology.nodes > 1:
+        return Refusal(f"peer copies do not leave a node, {p.topology} has more", {"collectives": "library"})
+    return None
+
+
 def _sequence_length(p: Proposal) -> Refusal | None:
     if p.hp.sequence_length <= p.model.max_positions:
         return None
@@ -181,6 +193,7 @@ CHECKS: Sequence[Check] = (
     _precision,
     _autocast_dtype,
     _zero_stage,
+    _collectives,
     _optimizer_state,
     _adapters,
     _packing,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from core.checkpoint.tensors import read_part
 from core.data.loader import StepBatch
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
+from core.engines.peer_copies import use_peer_copies
 from core.memory_estimate import keeps_main_weights
 from core.models.adapters import released_name
 from core.models.decoder import Decoder
@@ -155,6 +157,9 @@ class TorchEngine(Engine):
         for block in model.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        if self.hp.collectives == "peer_copies":
+            sharded = [cast(FSDPModule, module) for module in (*model.blocks, model)]
+            use_peer_copies(sharded, mesh.get_group(), self.device, dtype or torch.float32)
 
     def _replicate(self, model: Decoder) -> DistributedDataParallel:
         devices = None if self.device.type == "cpu" else [self.device]

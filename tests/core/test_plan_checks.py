@@ -41,10 +41,11 @@ def proposal(engine: str = "torch", world: int = 16, *, reference: bool = False,
     model = {key: changes.pop(key) for key in MODEL.keys() & changes.keys()}
     sequences = changes.pop("sequences", 512)
     about = {key: changes.pop(key) for key in ("data_format", "adapters") if key in changes}
+    nodes = changes.pop("nodes", 1)
     return Proposal(
         engine=engine,
         chip=chip(reference=reference),
-        topology=Topology(chip="X1", nodes=1, chips_per_node=world),
+        topology=Topology(chip="X1", nodes=nodes, chips_per_node=world // nodes),
         hp=HyperParameters(**(HP | changes)),
         model=DecoderSpec(**(MODEL | model)),
         generated_sequences=sequences,
@@ -83,6 +84,11 @@ def test_an_ordinary_plan_is_not_refused(engine: str) -> None:
          "engine megatron does not keep documents apart (packing document_mask)", {"packing": "concat"}),
         ({"precision": "fp8"}, "engine torch does not run precision fp8 (only fp32, tf32, amp, fp16, bf16)",
          {"precision": "bf16"}),
+        ({"zero_stage": 0, "collectives": "peer_copies"},
+         "engine torch at ZeRO stage 0 on 16 ranks has no shards of FSDP2 for peer copies to move",
+         {"collectives": "library"}),
+        ({"nodes": 2, "zero_stage": 3, "collectives": "peer_copies"},
+         "peer copies do not leave a node, X1x2x8 has more", {"collectives": "library"}),
         ({"zero_stage": 1}, "engine torch has no ZeRO stage 1 (only 0, 2, 3)", {"zero_stage": 2}),
         ({"engine": "deepspeed", "optimizer_state": "bf16_stochastic"},
          "engine deepspeed keeps no bf16_stochastic optimizer state (only fp32)", {"optimizer_state": "fp32"}),
@@ -230,6 +236,7 @@ def test_every_check_has_an_example_above() -> None:
         proposal("megatron", pipeline_parallel=2, virtual_pipeline_stages=2),
         proposal("torch", packing="document_mask", adapters=True, optimizer_state="bf16_stochastic"),
         proposal("torch", padding="dropped"),
+        proposal("deepspeed", collectives="peer_copies"),
     ]
     silent = [check.__name__ for check in CHECKS if not any(check(example) for example in examples)]
     assert silent == []

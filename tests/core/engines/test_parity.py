@@ -40,6 +40,14 @@ def test_two_ranks_train_as_one(layout: str, run_job: RunJob) -> None:
     assert one["losses"][-1] < one["losses"][0]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_copies_between_peers_reduce_as_collectives_do(precision: str, run_job: RunJob) -> None:
+    sets = {"zero_stage": 3, "precision": precision}
+    library, copies = (run_job("torch", 2, sets | {"collectives": by}) for by in ("library", "peer_copies"))
+    assert copies["losses"] == library["losses"]  # two terms add up to the same in any order
+    assert copies["norms"] == library["norms"]
+
+
 @pytest.mark.parametrize("layout", layouts("DDP", "ZeRO-2"))
 def test_a_mean_of_means_is_caught(layout: str, run_job: RunJob) -> None:
     engine, sets = LAYOUTS[layout]

@@ -1,0 +1,145 @@
+"""Shards of FSDP2 moved by copies from device to device, with no kernel of a collective library.
+
+A library's collectives run on the multiprocessors that matrix products want, and reduce in the type that they
+send: a sum in fp32 sends fp32. Here copy engines move the bytes, gradients travel in their own type, and each rank
+adds up in fp32 what it received: but for the order of its terms what an fp32 reduction gives, at half the traffic.
+
+It takes devices that can write into each other's memory: those of one node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+
+from core.errors import DeviceError
+
+
+class Window(Protocol):
+    """Memory of each rank that all of them can read and write."""
+
+    def reserve(self, size_bytes: int) -> None:
+        """Have at least so much of it on every rank; all ranks call it alike."""
+
+    def part(self, rank: int, like: Tensor, offset: int = 0) -> Tensor:
+        """A tensor as ``like`` in the memory of ``rank``, ``offset`` of its elements behind the beginning."""
+
+    def barrier(self) -> None:
+        """Whatever a rank has queued before comes before whatever any rank queues after."""
+
+
+class SymmetricWindow:
+    """Torch's symmetric memory; what is queued goes to the current stream."""
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        self._group, self._device = group, device
+        self._memory: Tensor | None = None
+
+    def reserve(self, size_bytes: int) -> None:
+        """DeviceError where the ranks' devices cannot reach each other."""
+        if self._memory is not None and self._memory.numel() >= size_bytes:
+            return
+        from torch.distributed import _symmetric_memory as symmetric
+
+        torch.accelerator.synchronize(self._device)  # nobody may still use what is given up
+        dist.barrier(self._group)
+        self._memory = None
+        try:
+            self._memory = symmetric.empty(size_bytes, dtype=torch.uint8, device=self._device)
+            self._handle = symmetric.rendezvous(self._memory, self._group)
+        except (RuntimeError, NotImplementedError) as error:
+            raise DeviceError(
+                f"no memory that all ranks of {self._device.type} can write into: {error}",
+                "plan collectives=library, or run on devices of one node with peer access",
+            ) from error
+
+    def part(self, rank: int, like: Tensor, offset: int = 0) -> Tensor:
+        """See :class:`Window`."""
+        return self._handle.get_buffer(rank, like.shape, like.dtype, offset)
+
+    def barrier(self) -> None:
+        """See :class:`Window`."""
+        self._handle.barrier()
+
+
+class PeerAllGather(AllGather):
+    """Every rank reads the others' shards."""
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """As torch does."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> None:
+        """``input_tensor``, flat, is this rank's slice of ``output_tensor`` already: FSDP2 put it there."""
+        rank, ranks = group.rank(), group.size()
+        slices = output_tensor.view(ranks, -1)
+        self._window.reserve(input_tensor.nbytes)
+        self._window.part(rank, input_tensor).copy_(input_tensor)
+        self._window.barrier()
+        for peer in _others(rank, ranks):
+            slices[peer].copy_(self._window.part(peer, input_tensor))
+        self._window.barrier()
+
+
+class PeerReduceScatter(ReduceScatter):
+    """Every rank writes to the others what is theirs to add up."""
+
+    def __init__(self, window: Window, gradient_type: torch.dtype) -> None:
+        self._window = window
+        self._gradient_type = gradient_type
+        self._sends_next = True
+
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """FSDP2 asks for what is sent and then for the sum, both times in the sum's type; only the sum gets it."""
+        sends, self._sends_next = self._sends_next, not self._sends_next
+        return torch.empty(*size, dtype=self._gradient_type if sends else dtype, device=device)
+
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: object,
+        async_op: bool = False,
+    ) -> None:
+        """The mean over all ranks of each one's slice of ``input_tensor``."""
+        assert op == dist.ReduceOp.AVG
+        rank, ranks = group.rank(), group.size()
+        slices = input_tensor.view(ranks, -1)
+        self._window.reserve(input_tensor.nbytes)
+        self._window.barrier()  # what came last time has been added up
+        for peer in (rank, *_others(rank, ranks)):
+            self._window.part(peer, slices[peer], rank * slices[peer].numel()).copy_(slices[peer])
+        self._window.barrier()
+        received = self._window.part(rank, input_tensor).view(ranks, -1)
+        torch.mean(received, dim=0, dtype=output_tensor.dtype, out=output_tensor)
+
+
+def use_peer_copies(
+    modules: Sequence[FSDPModule], group: dist.ProcessGroup, device: torch.device, gradient_type: torch.dtype
+) -> None:
+    """Let ``modules``, which are sharded over ``group``, move their shards by copies.
+
+    Gathering and reducing overlap, so each has a window of its own.
+    """
+    gather = PeerAllGather(SymmetricWindow(group, device))
+    reduce = PeerReduceScatter(SymmetricWindow(group, device), gradient_type)
+    for module in modules:
+        module.set_custom_all_gather(gather)
+        module.set_custom_reduce_scatter(reduce)
+
+
+def _others(rank: int, ranks: int) -> list[int]:
+    """The other ranks, from the next one on, so that all read from, or write to, different ones at a time."""
+    return [(rank + distance) % ranks for distance in range(1, ranks)]
