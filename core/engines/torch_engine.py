@@ -145,7 +145,11 @@ class TorchEngine(Engine):
         return self._keeps_main_weights() or (self.hp.zero_stage > 0 and dist.get_world_size() > 1)
 
     def _shard(self, model: Decoder) -> None:
-        """FSDP2 over the blocks and the rest; stage 0 replicates by a shard group of one rank."""
+        """FSDP2 over the blocks, the head and the rest; stage 0 replicates by a shard group of one rank.
+
+        The head apart: gathered with the embedding it would keep the first block waiting, and reduced with it the
+        optimizer.
+        """
         world = dist.get_world_size()
         if self.hp.zero_stage == 0:
             mesh = init_device_mesh(self.device.type, (world, 1), mesh_dim_names=("replicate", "shard"))
@@ -156,9 +160,11 @@ class TorchEngine(Engine):
         reshard = self.hp.zero_stage == 3
         for block in model.blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        # Its backward pass comes right after its forward.
+        fully_shard(model.lm_head, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
         if self.hp.collectives == "peer_copies":
-            sharded = [cast(FSDPModule, module) for module in (*model.blocks, model)]
+            sharded = [cast(FSDPModule, module) for module in (*model.blocks, model.lm_head, model)]
             use_peer_copies(sharded, mesh.get_group(), self.device, dtype or torch.float32)
 
     def _replicate(self, model: Decoder) -> DistributedDataParallel:

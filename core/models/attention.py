@@ -35,6 +35,8 @@ class AttentionContext:
     block_mask: BlockMask | None = None
     flex: Callable[..., Tensor] | None = None
     """FlexAttention, compiled: without it, it would write out all S x S scores."""
+    documents: bool = False
+    """Whether sequences hold several, which do not see each other."""
     rows: Tensor | None = None
     """``[B, S]``, where queries come without padding, as ``[1, M, ...]``; only its shape matters."""
     positions: Tensor | None = None
@@ -100,7 +102,7 @@ def within_documents(context: AttentionContext, document_ids: Tensor, dtype: tor
             return (q_index >= kv_index) & (document_ids[b, q_index] == document_ids[b, kv_index])
 
         mask = create_block_mask(same_document, batch, None, length, length, device=document_ids.device)
-        return replace(context, block_mask=mask)
+        return replace(context, block_mask=mask, documents=True)
     other = document_ids[:, None, :, None] != document_ids[:, None, None, :]
     if context.bias is not None:
         return replace(context, bias=context.bias.masked_fill(other, -math.inf))
@@ -181,7 +183,8 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext) 
         score_mod=None if slopes is None else alibi,
         block_mask=context.block_mask,
         enable_gqa=query.shape[1] != key.shape[1],
-        kernel_options={"ROWS_GUARANTEED_SAFE": True},  # every token sees itself at least
+        # Every token sees itself at least, and what one sees of one document has no holes.
+        kernel_options={"ROWS_GUARANTEED_SAFE": True, "BLOCKS_ARE_CONTIGUOUS": not context.documents},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from core import hookimpl
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from schemas.case import Case
     from schemas.hyperparameters import OverrideValue, Precision
     from schemas.plan import Plan
+    from schemas.units import Topology
 
 ACCELMARK_HOOK_API = 1
 
@@ -36,9 +38,14 @@ def probe() -> list[ProbeResult]:
 
 
 @hookimpl
-def tune(case: Case) -> dict[str, OverrideValue] | None:
-    """Triton's FlexAttention where a bias keeps SDPA from its fused kernels: ALiBi."""
-    return {"attention": "flex"} if case.model.position == "alibi" else None
+def tune(case: Case, topology: Topology, chosen: Mapping[str, OverrideValue]) -> dict[str, OverrideValue]:
+    """FlexAttention where a bias keeps SDPA from its fused kernels (ALiBi), and copies between GPUs of a node."""
+    tuned: dict[str, OverrideValue] = {}
+    if case.model.position == "alibi":
+        tuned["attention"] = "flex"
+    if topology.nodes == 1 and chosen.get("zero_stage") in (2, 3):
+        tuned["collectives"] = "peer_copies"
+    return tuned
 
 
 @hookimpl
@@ -48,13 +55,16 @@ def launch_env(plan: Plan) -> dict[str, str]:
     On an H200 (torch 2.11), batches of varied length reserved 12.1 GiB with growing segments and 22.8 GiB without,
     11.7 GiB of it allocated, at the same speed. torch has renamed the variable and still prefers the old name, so
     nothing is added where a user has set that. NCCL's defaults need no help. Megatron starts a collective before
-    the product that is to hide it, which only one queue to the device keeps in order.
+    the product that is to hide it, which only one queue to the device keeps in order. Copies between peers hold up
+    the queue that they wait in, which therefore must be no other stream's.
     """
     added = {"OMP_NUM_THREADS": str(max(1, usable_cores() // plan.topology.chips_per_node))}
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         added["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if plan.engine == "megatron":
         added["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    if plan.hyper_parameters.collectives == "peer_copies":
+        added["CUDA_DEVICE_MAX_CONNECTIONS"] = "32"
     return added
 
 
@@ -123,6 +133,16 @@ def _pin_math_mode(precision: Precision) -> dict[str, str]:
         "bf16_reduced_precision_reduction": str(matmul.allow_bf16_reduced_precision_reduction),
         "fp16_reduced_precision_reduction": str(matmul.allow_fp16_reduced_precision_reduction),
     }
+
+
+@hookimpl
+def prepare_engine(plan: Plan) -> None:
+    """Offer the memory that GPUs of a node share."""
+    if plan.hyper_parameters.collectives == "peer_copies":
+        from core.engines.peer_copies import offer_windows
+        from plugins.nvidia.symmetric_memory import SymmetricWindow
+
+        offer_windows("cuda", SymmetricWindow)
 
 
 @hookimpl

@@ -145,6 +145,7 @@ def make_plan():
                 precision=precision,
                 attention=other.get("attention", "sdpa"),
                 offload=other.get("offload", "none"),
+                collectives=other.get("collectives", "library"),
             ),
         )
 

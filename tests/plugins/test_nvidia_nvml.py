@@ -249,6 +249,10 @@ def test_megatron_gets_one_queue_to_the_device(make_plan):
     assert "CUDA_DEVICE_MAX_CONNECTIONS" not in nvidia.launch_env(make_plan(engine="torch"))
 
 
+def test_copies_between_peers_get_a_queue_for_each_stream(make_plan):
+    assert nvidia.launch_env(make_plan(collectives="peer_copies"))["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
+
+
 def test_a_user_s_allocator_settings_under_the_old_name_stay_alone(make_plan, monkeypatch):
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
     assert nvidia.launch_env(make_plan()).keys() == {"OMP_NUM_THREADS"}

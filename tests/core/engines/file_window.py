@@ -6,7 +6,6 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -41,6 +40,6 @@ class FileWindow:
         dist.barrier(self._group)
 
 
-def use_file_windows(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let peer copies go through files of ``folder``."""
-    patch.setattr(peer_copies, "SymmetricWindow", partial(FileWindow, folder=folder))
+def offer_file_windows(folder: Path) -> None:
+    """Let peer copies on the CPU go through files of ``folder``."""
+    peer_copies.offer_windows("cpu", partial(FileWindow, folder=folder))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 
@@ -23,7 +22,7 @@ from core.engines.base import Engine, ModelFacts, load_engine
 from core.layout import coordinates
 from core.schedule import learning_rate
 from schemas.plan import Plan
-from tests.core.engines.file_window import use_file_windows
+from tests.core.engines.file_window import offer_file_windows
 
 GLOBAL_BATCH, LENGTH, VOCABULARY = 8, 32, 64
 IGNORED = -100
@@ -135,7 +134,7 @@ def set_up(job: dict[str, Any], rank: int, world: int) -> Job:
 def main(job: dict[str, Any]) -> None:
     """Train and print."""
     rank, world = meet(job["store"])
-    use_file_windows(pytest.MonkeyPatch(), Path(job["store"]).parent)
+    offer_file_windows(Path(job["store"]).parent)
     ready = set_up(job, rank, world)
     losses, norms = ready.train(1, job["steps"])
     if rank == 0:
