@@ -167,13 +167,13 @@ class Engine(ABC):
         """Fill what ``targets`` name, one tensor at a time, from the plan's checkpoint, its weights or at random.
 
         Adapters are new, but from a checkpoint. ``elsewhere``: names of the model's tensors that other ranks fill.
-        ``naming``: what checkpoints call them, and which of them hold several tensors.
+        ``naming``: what checkpoints call them.
         """
         given = list(targets)
         if self.plan.checkpoint.load is not None:
             checkpoint = Path(self.plan.checkpoint.load).expanduser()
             named = [(released_name(name), target) for name, target in given]
-            read_weights(named, checkpoint, place, naming, exact="main_weights" not in self.parts)
+            read_weights(named, checkpoint, place, exact="main_weights" not in self.parts)
             return
         if self.plan.lora is not None:
             initialise_adapters([pair for pair in given if is_adapter(pair[0])], self.hp.seed, place)
@@ -181,7 +181,7 @@ class Engine(ABC):
         if self.plan.weights is not None:
             load_safetensors(targets, Path(self.plan.weights), place, elsewhere=elsewhere, naming=naming)
         else:
-            initialise_random(targets, self.plan.model, self.hp.seed, place, naming=naming)
+            initialise_random(targets, self.plan.model, self.hp.seed, place)
 
     def gradient_scale(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """Factor for a rank's summed loss, and the global batch's label tokens, both on the device.

@@ -40,8 +40,7 @@ class DeepSpeedEngine(Engine):
         model.compile_blocks()
         model = model.to(PARAMETER_DTYPES.get(self.hp.precision, torch.float32))
         model.to_empty(device=self.device)
-        self._naming = model.naming
-        self.initialise(model.named_parameters(), place_plain, naming=self._naming)
+        self.initialise(model.named_parameters(), place_plain, naming=model.naming)
         self._shapes = {released_name(name): parameter.shape for name, parameter in model.named_parameters()}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = optimizer_wrap(build_optimizer(trained, self.hp), model)
@@ -109,8 +108,7 @@ class DeepSpeedEngine(Engine):
     def gather(self, part: Part) -> Iterator[tuple[str, Tensor]]:
         """See the base class."""
         for name, parameter in self._parameters_of(part):
-            whole = self.whole(parameter) if part == "weights" else self._state.read(parameter, part)
-            yield from self._naming.split(name, whole)
+            yield name, self.whole(parameter) if part == "weights" else self._state.read(parameter, part)
 
     def restore(self, part: Part, folder: Path) -> None:
         """See the base class."""
@@ -118,7 +116,7 @@ class DeepSpeedEngine(Engine):
         def place(parameter: nn.Parameter, whole: Tensor) -> None:
             self._state.write(parameter, part, whole)
 
-        read_part(self._parameters_of(part), folder, place, self._naming, shapes=self._shapes)
+        read_part(self._parameters_of(part), folder, place, shapes=self._shapes)
 
     def allocate_state(self) -> None:
         """DeepSpeed links the moments to the parameters after the first step."""

@@ -62,8 +62,7 @@ class TorchEngine(Engine):
             self._shard(model)
         self._place = place_dtensor if sharded else place_plain
         model.to_empty(device=self.device)
-        self._naming = model.naming
-        self.initialise(model.named_parameters(), self._place, naming=self._naming)
+        self.initialise(model.named_parameters(), self._place, naming=model.naming)
         self._named_parameters = {released_name(name): parameter for name, parameter in model.named_parameters()}
         if pure_bf16:  # replicas whose noise differs would drift apart; torch seeds each process at random
             torch.manual_seed(self.hp.seed)
@@ -111,12 +110,11 @@ class TorchEngine(Engine):
         rounded = part == "weights" and self._keeps_main_weights()
         for name, tensor in self._tensors(part):
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            kept = whole.to(TORCH_DTYPES[self.hp.precision]) if rounded else whole
-            yield from self._naming.split(name, kept)
+            yield name, whole.to(TORCH_DTYPES[self.hp.precision]) if rounded else whole
 
     def restore(self, part: Part, folder: Path) -> None:
         """See the base class."""
-        read_part(self._tensors(part), folder, self._place, self._naming)
+        read_part(self._tensors(part), folder, self._place)
 
     @property
     def scaler(self) -> LossScaler | None:

@@ -133,7 +133,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     model = model.to(dtype).to_empty(device=device)
     base = [(released_name(name), own) for name, own in model.named_parameters() if not is_adapter(name)]
     if checkpoint.weights is None:
-        initialise_random(base, checkpoint.spec, checkpoint.seed, place_plain, naming=model.naming)
+        initialise_random(base, checkpoint.spec, checkpoint.seed, place_plain)
     else:
         load_safetensors(base, checkpoint.weights, place_plain, naming=model.naming)
     if checkpoint.adapters is not None:

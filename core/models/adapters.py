@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UsageError
-from core.models.fused import linear_names, separate
 from core.models.initialise import Place, T, parameter_seed
 
 if TYPE_CHECKING:
@@ -29,20 +28,17 @@ _FILE = "adapter_model.safetensors"
 def add_adapters(model: Decoder, lora: LoraSpec) -> None:
     """Put adapters beside the target modules and freeze everything else; on the meta device, before sharding.
 
-    Targets are what released checkpoints call linear layers. Where one is fused with others, they are separated:
-    peft puts adapters beside whole layers, and calls the adapters by the layers' names.
     UsageError where the model has no module of such a name.
     """
     from peft import inject_adapter_in_model
 
-    modules = linear_names(model)
+    modules = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     unknown = [name for name in lora.target_modules.names if name not in modules]
     if unknown:
         raise UsageError(
             f"lora.target_modules names {unknown[0]!r}, which {type(model).__name__} does not have",
             f"choose among {', '.join(sorted(modules))}",
         )
-    separate(model, lora.target_modules.names)
     inject_adapter_in_model(_peft_config(lora), model, adapter_name=_NAME)
     for block in model.blocks:
         block.draws = lora.dropout > 0

@@ -1,7 +1,7 @@
-"""Baichuan 2 (Yang et al. 2023, arXiv:2309.10305).
+"""Baichuan 2 (Yang et al. 2023, arXiv:2309.10305), with the released checkpoints' parameter names.
 
-Differs from Llama in that queries, keys and values were released as one matrix (``W_pack``), and in a
-row-normalised output weight (NormHead). The 13B model has ALiBi instead of rotary positions: ``spec.position``.
+Differs from Llama in one matrix for queries, keys and values (``W_pack``) and in a row-normalised output
+weight (NormHead). The 13B model has ALiBi instead of rotary positions: ``spec.position``.
 """
 
 from __future__ import annotations

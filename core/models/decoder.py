@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -14,9 +14,8 @@ from core.errors import UsageError
 from core.models.attention import AttentionContext, ContextCache, within_documents
 from core.models.block import Block
 from core.models.cross_entropy import Losses, chunked_cross_entropy, full_cross_entropy
-from core.models.fused import fused_rows
 from core.models.layers import RMSNorm, SwiGLU
-from core.models.naming import Naming
+from core.models.naming import PLAIN, Naming
 from core.models.rows import take
 from core.trace import loss_range
 from schemas.hyperparameters import HyperParameters
@@ -170,13 +169,7 @@ class Decoder(nn.Module):
     @property
     def naming(self) -> Naming:
         """What released checkpoints call the parameters."""
-        return Naming(fused=fused_rows(self))
-
-    def released_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of a released checkpoint, by its name: parameters, or their rows."""
-        naming = self.naming
-        for name, parameter in self.named_parameters():
-            yield from naming.split(name, parameter.detach())
+        return PLAIN
 
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, document_ids: Tensor | None = None

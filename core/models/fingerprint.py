@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from core.models.initialise import files_by_tensor, initialise_random
-from core.models.naming import PLAIN
 from schemas.model import DecoderSpec
 from schemas.plan import Plan
 
@@ -42,12 +41,7 @@ def _random(spec: DecoderSpec, seed: int, device: torch.device) -> str:
     drawn: list[Tensor] = []
     target = nn.Parameter(torch.empty(PROBE_SIZE, device="meta"))
     initialise_random(
-        [("fingerprint.weight", target)],
-        spec,
-        seed,
-        lambda _, full: drawn.append(full),
-        naming=PLAIN,
-        device=device,
+        [("fingerprint.weight", target)], spec, seed, lambda _, full: drawn.append(full), device=device
     )
     samples = drawn[0][:: PROBE_SIZE // SAMPLES].double().cpu() / spec.initializer_range
     steps = (samples * STEPS_PER_DEVIATION).round().long().tolist()

@@ -84,38 +84,32 @@ def initialise_random(  # noqa: PLR0913
     seed: int,
     place: Place[T],
     *,
-    naming: Naming,
     shapes: Shapes | None = None,
     device: torch.device | None = None,
 ) -> None:
     """Norm weights 1, biases 0, all others normal with mean 0 and deviation ``spec.initializer_range``.
 
-    Each released tensor has its own generator, seeded by ``seed`` and its name, and is drawn whole and in fp32:
-    the values depend on neither order, rank, sharding, fusion nor the parameter's type. They are drawn on
-    ``device`` (None: where the parameter lies); another type of device draws other values.
+    Each parameter has its own generator, seeded by ``seed`` and its name, and is drawn whole and in fp32: the
+    values depend on neither order, rank, sharding nor the parameter's type. They are drawn on ``device`` (None:
+    where the parameter lies); another type of device draws other values.
     """
     for name, parameter in named_parameters:
         shape = parameter.shape if shapes is None else shapes[name]
         where = parameter.device if device is None else device
         full = torch.empty(shape, device=where, dtype=torch.float32)
-        for tensor, rows in naming.split(name, full):
-            _draw(tensor, rows, spec, seed)
+        *_, module, kind = name.split(".")
+        if kind == "bias":
+            full.zero_()
+        elif "norm" in module:
+            full.fill_(1.0)
+        else:
+            generator = torch.Generator(device=where).manual_seed(parameter_seed(seed, name))
+            full.normal_(0.0, spec.initializer_range, generator=generator)
         place(parameter, full)
 
 
-def _draw(name: str, full: Tensor, spec: DecoderSpec, seed: int) -> None:
-    *_, module, kind = name.split(".")
-    if kind == "bias":
-        full.zero_()
-    elif "norm" in module:
-        full.fill_(1.0)
-    else:
-        generator = torch.Generator(device=full.device).manual_seed(parameter_seed(seed, name))
-        full.normal_(0.0, spec.initializer_range, generator=generator)
-
-
 def parameter_seed(seed: int, name: str) -> int:
-    """The seed of one tensor's generator, the same in every process (unlike ``hash``)."""
+    """The seed of one parameter's generator, the same in every process (unlike ``hash``)."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -131,28 +125,19 @@ def load_safetensors(  # noqa: PLR0913
 ) -> None:
     """Reads every parameter from ``folder``'s safetensors (a single file, or several with an index).
 
-    ``naming`` tells what the files call them, and which of their tensors are one parameter; ``elsewhere`` names
-    tensors that must be there, too, but that other ranks read. Names, shapes and types are checked before the
-    first parameter is written; ``rotary_emb.inv_freq``, which some checkpoints carry, is passed over. Raises
-    UsageError that names the file and the tensor.
+    ``naming`` tells what the files call them; ``elsewhere`` names tensors that must be there, too, but that other
+    ranks read. Names, shapes and types are checked before the first parameter is written; ``rotary_emb.inv_freq``,
+    which some checkpoints carry, is passed over. Raises UsageError that names the file and the tensor.
     """
     from safetensors import SafetensorError, safe_open
 
     parameters = dict(named_parameters)
-    expected: dict[str, torch.Size] = {}
-    for name, parameter in parameters.items():
-        whole = torch.empty(shapes[name] if shapes else parameter.shape, device="meta")
-        expected |= {tensor: rows.shape for tensor, rows in naming.split(name, whole)}
+    expected = {name: shapes[name] if shapes else parameter.shape for name, parameter in parameters.items()}
     files = files_by_tensor(folder)
     stored = naming.sources(files)
     _check_names(folder, {*expected, *elsewhere}, set(stored))
     with ExitStack() as stack:
         readers: dict[Path, Any] = {}
-
-        def read(name: str) -> Tensor:
-            slices: Tensor = readers[files[stored[name]]].get_slice(stored[name])[: expected[name][0]]
-            return slices
-
         for path in sorted({files[name] for name in stored.values()}):
             try:
                 readers[path] = stack.enter_context(safe_open(path, framework="pt"))
@@ -162,8 +147,8 @@ def load_safetensors(  # noqa: PLR0913
             path = files[stored[name]]
             _check_tensor(path, readers[path], stored[name], shape, longer=name in naming.longer)
         for name, parameter in parameters.items():
-            tensors = [read(tensor) for tensor in naming.tensors(name)]
-            place(parameter, torch.cat(tensors) if len(tensors) > 1 else tensors[0])
+            slices = readers[files[stored[name]]].get_slice(stored[name])
+            place(parameter, slices[: expected[name][0]])
 
 
 _FETCH_AGAIN = "check the folder that 'weights' names, or fetch its files again"

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.models.fused import Fused
-
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of the rotation angles, each fp32 ``[S, 1, head_size]``."""
 
@@ -25,18 +23,18 @@ class RMSNorm(nn.Module):
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
-class SwiGLU(Fused):
+class SwiGLU(nn.Module):
     """``down(silu(gate(x)) * up(x))``, all without bias (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
-        parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
-        super().__init__("gate_up_proj", hidden_size, parts)
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, S, hidden]`` to the same shape."""
-        gate, up = self.project(hidden)
-        gated: Tensor = self.down_proj(F.silu(gate) * up)
+        gated: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
         return gated
 
 

@@ -1,40 +1,39 @@
-"""Llama 2 (Touvron et al. 2023, arXiv:2307.09288)."""
+"""Llama 2 (Touvron et al. 2023, arXiv:2307.09288), with the released checkpoints' parameter names."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from core.models.attention import AttentionContext, attend
 from core.models.decoder import Decoder
-from core.models.fused import Fused
 from schemas.model import DecoderSpec
 
 
-class LlamaAttention(Fused):
-    """Grouped-query attention whose queries, keys and values come out of one product."""
+class LlamaAttention(nn.Module):
+    """Grouped-query attention with separate projections."""
 
     def __init__(self, spec: DecoderSpec) -> None:
-        kv_size = spec.num_kv_heads * spec.head_size
-        parts = {"q_proj": spec.hidden_size, "k_proj": kv_size, "v_proj": kv_size}
-        super().__init__("qkv_proj", spec.hidden_size, parts)
+        super().__init__()
         # Given in full: from a size that is left open, a compiler of varying lengths makes symbols of head counts.
         self.heads = (spec.num_heads, spec.head_size)
         self.kv_heads = (spec.num_kv_heads, spec.head_size)
+        kv_size = spec.num_kv_heads * spec.head_size
+        self.q_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
+        self.k_proj = nn.Linear(spec.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(spec.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, context: AttentionContext) -> Tensor:
         """``[B, S, hidden]`` to the same shape."""
-        query, key, value = self.project(hidden)
-        # A copy: the backward pass reads queries and keys rotated, and a view would keep all three as they came.
-        value = torch.unflatten(value.contiguous(), -1, self.kv_heads)
-        query, key = torch.unflatten(query, -1, self.heads), torch.unflatten(key, -1, self.kv_heads)
+        query = self.q_proj(hidden).unflatten(-1, self.heads)
+        key = self.k_proj(hidden).unflatten(-1, self.kv_heads)
+        value = self.v_proj(hidden).unflatten(-1, self.kv_heads)
         out: Tensor = self.o_proj(attend(query, key, value, context))
         return out
 
 
 class Llama2(Decoder):
-    """Llama 2 of any size; transformers' ``LlamaForCausalLM`` has its released names, and the same results."""
+    """Llama 2 of any size; transformers' ``LlamaForCausalLM`` has the same names and results."""
 
     attention_type = LlamaAttention
 

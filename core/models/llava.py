@@ -7,7 +7,6 @@ the whole model call each part.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,8 +72,7 @@ class Llava(Llama2):
         """As released: with the whole tower, and (llava-hf) words for images and padding, 32,064 in all."""
         vision = self.vision
         behind = [f"vision_tower.encoder.layers.{n}." for n in range(vision.used_layers, vision.num_layers)]
-        unused = (*behind, "vision_tower.post_layernorm.")
-        return replace(super().naming, forms=RELEASES, unused=unused, longer=_WORDS)
+        return Naming(RELEASES, unused=(*behind, "vision_tower.post_layernorm."), longer=_WORDS)
 
     def transformers_config(self) -> None:
         """None: transformers gives the tensors other names."""

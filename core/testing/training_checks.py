@@ -144,8 +144,8 @@ def _model(scene: DeviceScene, plan: Plan) -> Decoder:
 
 def _initialise(model: Decoder, plan: Plan) -> None:
     """Drawn on the CPU: each type of device has a generator of its own."""
-    named, seed = model.named_parameters(), plan.hyper_parameters.seed
-    initialise_random(named, plan.model, seed, place_plain, naming=model.naming, device=CPU)
+    named = model.named_parameters()
+    initialise_random(named, plan.model, plan.hyper_parameters.seed, place_plain, device=CPU)
 
 
 def write_weights(folder: Path, plan: Plan) -> None:
@@ -155,8 +155,7 @@ def write_weights(folder: Path, plan: Plan) -> None:
     model = build_decoder(plan).to_empty(device=CPU)
     _initialise(model, plan)
     folder.mkdir(parents=True, exist_ok=True)
-    # Clones, since safetensors refuses views of one tensor.
-    save_file({name: value.clone() for name, value in model.released_weights()}, folder / "model.safetensors")
+    save_file({name: value.detach() for name, value in model.named_parameters()}, folder / "model.safetensors")
 
 
 def _losses_and_gradient(

@@ -32,10 +32,9 @@ from core.data.source import IGNORED_LABEL
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
 from core.engines.megatron.config import HALF_PRECISIONS, megatron_config
 from core.engines.megatron.state import MegatronState
-from core.engines.megatron.weights import Released, Split, place, released_tensors
+from core.engines.megatron.weights import Released, Split, place, released_names, released_tensors
 from core.models.factory import build_decoder
 from core.models.initialise import ParameterCount
-from core.models.naming import PLAIN
 from core.optimizers import build_optimizer
 from core.trace import optimizer_range
 from schemas.checkpoint import Part
@@ -136,7 +135,7 @@ class MegatronEngine(Engine):
 
     def restore(self, part: Part, folder: Path) -> None:
         """See the base class."""
-        read_part(self._released.items(), folder, partial(self._write, part), PLAIN)
+        read_part(self._released.items(), folder, partial(self._write, part))
 
     def _owners(self) -> dict[str, tuple[torch.Size, int]]:
         """All tensors in one order on every rank, with their shapes and the first rank of those that hold them."""
@@ -162,13 +161,13 @@ class MegatronEngine(Engine):
 
     def _fill(self, stages: list[nn.Module]) -> None:
         """Values by the names of the released checkpoint, the same for every way of splitting."""
-        whole = build_decoder(self.plan)
+        attention = type(build_decoder(self.plan)).attention_type
         split = Split(
             parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
         )
         for stage in stages:
-            self._released |= released_tensors(stage, self.plan.model, whole.attention_type, split)
-        self._elsewhere = {name for name, _ in whole.released_weights()} - self._released.keys()
+            self._released |= released_tensors(stage, self.plan.model, attention, split)
+        self._elsewhere = released_names(self.plan.model, attention) - self._released.keys()
         self.initialise(self._released.items(), place, self._elsewhere)
 
     def _fill_main_weights(self) -> None:

@@ -89,6 +89,15 @@ def place(target: Released, full: Tensor) -> None:
         piece.view(piece.parameter.detach()).copy_(part)
 
 
+def released_names(spec: DecoderSpec, attention: type[nn.Module]) -> set[str]:
+    """All tensors of the checkpoint of a model whose attention is of this type."""
+    packed = ("W_pack",) if attention is not LlamaAttention else ("q_proj", "k_proj", "v_proj")
+    in_layer = [f"self_attn.{name}" for name in (*packed, "o_proj")]
+    in_layer += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm"]
+    layers = {f"model.layers.{layer}.{name}.weight" for layer in range(spec.num_layers) for name in in_layer}
+    return layers | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+
+
 def released_tensors(
     model: GPTModel, spec: DecoderSpec, attention: type[nn.Module], split: Split
 ) -> Iterator[tuple[str, Released]]:

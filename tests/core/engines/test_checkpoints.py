@@ -153,7 +153,7 @@ def test_transformers_reads_what_was_saved(name: str, run_chain: RunChain) -> No
     theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype="auto").eval()
     assert next(theirs.parameters()).dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
     ours = Llama2(checkpoint.plan.model, checkpoint.plan.hyper_parameters).to(theirs.dtype)
-    load_safetensors(ours.named_parameters(), folder, place_plain, naming=ours.naming)
+    load_safetensors(ours.named_parameters(), folder, place_plain)
     input_ids = torch.arange(24).view(2, 12)
     with torch.no_grad():
         expected = theirs(input_ids).logits
@@ -192,8 +192,8 @@ def test_released_weights_come_back_bit_by_bit_from_every_layout(tmp_path: Path)
     model = Llama2(
         spec, HyperParameters(precision="bf16", local_batch_size=1, sequence_length=32, learning_rate=1e-3)
     )
-    initialise_random(model.named_parameters(), spec, 7, place_plain, naming=model.naming)
-    weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.released_weights()}
+    initialise_random(model.named_parameters(), spec, 7, place_plain)
+    weights = {name: parameter.detach().to(torch.bfloat16) for name, parameter in model.named_parameters()}
     safetensors_torch.save_file(weights, released / "model.safetensors")
     layouts = {"TP1": {}, "TP2": TP2 | SHARDED, "PP2": PP2, "TP2 x PP2": TP2 | PP2}
     exports = {

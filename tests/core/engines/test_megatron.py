@@ -15,7 +15,9 @@ pytest.importorskip("megatron.core")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from core.engines.megatron.model import require_known_parts
+from core.engines.megatron.weights import released_names
 from core.errors import UsageError
+from core.models.baichuan2 import Baichuan2
 from core.models.decoder import Decoder
 from core.models.initialise import initialise_random, place_plain
 from core.models.llama import Llama2
@@ -116,6 +118,12 @@ SMALL = DecoderSpec(
 HP = HyperParameters(precision="fp32", local_batch_size=1, sequence_length=32, learning_rate=1e-3)
 
 
+@pytest.mark.parametrize("kind", [Llama2, Baichuan2])
+def test_the_names_of_the_released_checkpoints(kind: type[Decoder]) -> None:
+    names = {name for name, _ in kind(SMALL, HP).named_parameters()}
+    assert released_names(SMALL, kind.attention_type) == names
+
+
 def test_a_model_of_unknown_parts_is_told() -> None:
     class OwnAttention(torch.nn.Module):
         def __init__(self, spec: DecoderSpec) -> None:
@@ -134,11 +142,10 @@ def test_a_model_of_unknown_parts_is_told() -> None:
 def released(tmp_path: Path) -> Path:
     """A folder with the safetensors of a small Llama2."""
     model = Llama2(SMALL, HP)
-    initialise_random(model.named_parameters(), SMALL, 7, place_plain, naming=model.naming)
+    initialise_random(model.named_parameters(), SMALL, 7, place_plain)
     folder = tmp_path / "weights"
     folder.mkdir()
-    weights = {name: tensor.clone() for name, tensor in model.released_weights()}
-    safetensors_torch.save_file(weights, folder / "model.safetensors")
+    safetensors_torch.save_file(model.state_dict(), folder / "model.safetensors")
     return folder
 
 

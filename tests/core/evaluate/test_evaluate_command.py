@@ -40,7 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Plan, Any, Pat
     model = build_decoder(plan).to_empty(device=CPU)
     named = list(model.named_parameters())
     base = [(adapters.released_name(name), own) for name, own in named if not adapters.is_adapter(name)]
-    initialise_random(base, plan.model, plan.hyper_parameters.seed, place_plain, naming=model.naming)
+    initialise_random(base, plan.model, plan.hyper_parameters.seed, place_plain)
     own = {name: parameter for name, parameter in named if adapters.is_adapter(name)}
     torch.manual_seed(0)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_a_llamas_folder_is_read_by_its_config(
 
     plan, model, _ = run
     base = {
-        adapters.released_name(n): p.clone() for n, p in model.released_weights() if not adapters.is_adapter(n)
+        adapters.released_name(n): p.detach() for n, p in model.named_parameters() if not adapters.is_adapter(n)
     }
     folder = tmp_path / "llama"
     folder.mkdir()

@@ -77,17 +77,6 @@ def losses_and_gradients(model: Any, batch: Any) -> tuple[float, float, dict[str
     return objective.item(), cross_entropy.item(), gradients
 
 
-def released_gradients(model: Any) -> dict[str, Any]:
-    """Of every tensor of a released checkpoint that has one."""
-    naming, named = model.naming, model.named_parameters()
-    return {
-        tensor: rows
-        for name, parameter in named
-        if parameter.grad is not None
-        for tensor, rows in naming.split(name, parameter.grad)
-    }
-
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     torch = pytest.importorskip("torch")

@@ -54,8 +54,8 @@ def test_only_the_targets_adapters_are_trained_and_the_model_begins_unchanged(ma
     assert all(name.split(".")[4] in ("q_proj", "v_proj") for name in own)
     assert sum(parameter.numel() for parameter in own.values()) == 3 * 2 * (4 * 48 + 48 * 4)
     assert torch.equal(model(batch[0]), plain(batch[0]))
-    frozen = {adapters.released_name(name) for name, _ in model.released_weights() if name not in own}
-    assert frozen == {name for name, _ in plain.released_weights()}
+    frozen = {adapters.released_name(name) for name, _ in model.named_parameters() if name not in own}
+    assert frozen == {name for name, _ in plain.named_parameters()}
 
 
 def test_a_starts_as_pefts_does_and_each_parameter_has_its_own_numbers(adapted):
@@ -73,12 +73,6 @@ def test_a_target_that_the_model_lacks_is_refused_with_those_it_has(make_model):
     assert "q_proj" in error.value.fix
 
 
-def test_a_fused_parameter_is_no_target(make_model):
-    with pytest.raises(UsageError) as error:
-        adapters.add_adapters(make_model(), lora("qkv_proj"))
-    assert error.value.fix == "choose among down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
-
-
 def test_peft_loads_what_is_kept_into_transformers_llama(adapted, batch, tmp_path):
     transformers = pytest.importorskip("transformers")
     from peft import PeftModel
@@ -92,7 +86,7 @@ def test_peft_loads_what_is_kept_into_transformers_llama(adapted, batch, tmp_pat
         num_key_value_heads=spec.num_kv_heads, max_position_embeddings=64,
     )  # fmt: skip
     theirs = transformers.LlamaForCausalLM(config)
-    base = {adapters.released_name(n): p for n, p in model.released_weights() if not adapters.is_adapter(n)}
+    base = {adapters.released_name(n): p for n, p in model.named_parameters() if not adapters.is_adapter(n)}
     theirs.load_state_dict(base)
     loaded = PeftModel.from_pretrained(theirs, str(tmp_path)).eval()
     assert loaded.peft_config["default"].r == 4

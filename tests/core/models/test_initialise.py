@@ -18,7 +18,6 @@ from core.models.initialise import (
     place_dtensor,
     place_plain,
 )
-from core.models.naming import PLAIN
 
 pytestmark = pytest.mark.timeout(120)
 INDEX = "model.safetensors.index.json"
@@ -26,12 +25,8 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 def _random_state(model, seed=7, **options):
-    initialise_random(model.named_parameters(), model.spec, seed, place_plain, naming=model.naming, **options)
-    return _released(model)
-
-
-def _released(model):
-    return {name: value.clone() for name, value in model.released_weights()}
+    initialise_random(model.named_parameters(), model.spec, seed, place_plain, **options)
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 @pytest.fixture
@@ -59,22 +54,11 @@ def test_values_depend_on_seed_and_name_only(make_model):
     state = _random_state(model)
     reverse = make_model()
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    named = reversed(list(reverse.named_parameters()))
-    initialise_random(named, model.spec, 7, place_plain, naming=model.naming, shapes=shapes)
-    for name, value in reverse.released_weights():
+    initialise_random(reversed(list(reverse.named_parameters())), model.spec, 7, place_plain, shapes=shapes)
+    for name, value in reverse.state_dict().items():
         assert torch.equal(value, state[name]), name
     assert not torch.equal(state[EMBEDDING], state["lm_head.weight"])
     assert not torch.equal(state[EMBEDDING], _random_state(model, seed=8)[EMBEDDING])
-
-
-def test_tensors_of_one_parameter_are_drawn_each_by_its_own_name(make_model):
-    model = make_model(spec={"num_kv_heads": 2})
-    state = _random_state(model)
-    assert len(model.naming.fused) == 3 * 2
-    for name in (name for rows in model.naming.fused.values() for name in rows):
-        alone = torch.empty(state[name].shape)
-        alone.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(parameter_seed(7, name)))
-        assert torch.equal(state[name], alone), name
 
 
 def test_a_parameters_seed_is_the_same_in_every_process():
@@ -99,7 +83,6 @@ def test_a_parameter_that_hides_its_shape_gets_the_one_given(make_model):
         model.spec,
         7,
         lambda parameter, full: seen.update({EMBEDDING: full}),
-        naming=PLAIN,
         shapes={EMBEDDING: state[EMBEDDING].shape},
         device=torch.device("cpu"),
     )
@@ -141,10 +124,9 @@ def test_a_sharded_model_gets_the_values_of_a_plain_one(make_model, mesh, batch)
         fully_shard(block, mesh=mesh)
     fully_shard(sharded, mesh=mesh)
     sharded.to_empty(device="cpu")
-    initialise_random(sharded.named_parameters(), plain.spec, 7, place_dtensor, naming=sharded.naming)
+    initialise_random(sharded.named_parameters(), plain.spec, 7, place_dtensor)
     for name, parameter in sharded.named_parameters():
-        for tensor, rows in sharded.naming.split(name, parameter.full_tensor()):
-            assert torch.equal(rows, state[tensor]), tensor
+        assert torch.equal(parameter.full_tensor(), state[name]), name
     assert torch.equal(sharded(*batch)[0], plain(*batch)[0])
 
 
@@ -170,7 +152,7 @@ def _write(folder, state, *, parts=1):
 
 
 def _load(model, folder):
-    load_safetensors(model.named_parameters(), folder, place_plain, naming=model.naming)
+    load_safetensors(model.named_parameters(), folder, place_plain)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -181,7 +163,7 @@ def test_safetensors_round_trip(make_model, tmp_path, parts, model):
     _write(tmp_path, state | buffers, parts=parts)
     loaded = make_model(model)
     _load(loaded, tmp_path)
-    for name, value in loaded.released_weights():
+    for name, value in loaded.state_dict().items():
         assert torch.equal(value, state[name]), name
 
 
@@ -214,13 +196,13 @@ def _quantised(state):
 def test_a_checkpoint_of_another_model_is_refused_untouched(make_model, tmp_path, parts, change, message):
     model = make_model()
     state = _random_state(model)
-    before = _released(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     change(state)
     _write(tmp_path, state, parts=parts)
     with pytest.raises(UsageError, match=message) as raised:
         _load(model, tmp_path)
     assert str(tmp_path) in raised.value.what
-    assert all(torch.equal(value, before[name]) for name, value in model.released_weights())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_several_missing_tensors_are_counted(make_model, tmp_path):
@@ -267,7 +249,7 @@ def test_an_index_cannot_reach_out_of_its_folder(make_model, tmp_path):
     inside = tmp_path / "inside"
     inside.mkdir()
     _write(tmp_path, _random_state(make_model()))
-    weight_map = dict.fromkeys(_released(make_model()), "../model.safetensors")
+    weight_map = dict.fromkeys(make_model().state_dict(), "../model.safetensors")
     (inside / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(UsageError, match=r"inside/model.safetensors cannot be read"):
         _load(make_model(), inside)
@@ -275,9 +257,9 @@ def test_an_index_cannot_reach_out_of_its_folder(make_model, tmp_path):
 
 def test_tensors_that_other_ranks_read_must_be_there_too(tmp_path, make_model):
     model = make_model()
-    safetensors_torch.save_file(_released(model), tmp_path / "model.safetensors")
-    (first, parameter), *_ = model.named_parameters()
-    others = [name for name, _ in model.released_weights() if name != first]
+    safetensors_torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (first, parameter), *rest = model.named_parameters()
+    others = [name for name, _ in rest]
     load_safetensors([(first, parameter)], tmp_path, place_plain, elsewhere=others)
     with pytest.raises(UsageError, match="holds an unexpected tensor"):
         load_safetensors([(first, parameter)], tmp_path, place_plain, elsewhere=others[1:])
