@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import deepspeed
 import torch
@@ -24,6 +25,14 @@ from schemas.checkpoint import Part
 
 PARAMETER_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What parameters are kept in; DeepSpeed keeps the fp32 main weights itself. Else fp32."""
+
+
+class _Whole(NamedTuple):
+    """A parameter that may have been sharded, and what it looks like whole."""
+
+    parameter: nn.Parameter
+    shape: torch.Size
+    device: torch.device
 
 
 class DeepSpeedEngine(Engine):
@@ -48,6 +57,8 @@ class DeepSpeedEngine(Engine):
             model=model, optimizer=optimizer, config=dict(self.plan.engine_config), dist_init_required=False
         )
         self._state = DeepSpeedState(self._engine, optimizer, self.hp.zero_stage)
+        if "main_weights" in self.parts and self.plan.checkpoint.load is None:  # a checkpoint's are restored later
+            self._fill_main_weights()
         return self.facts(counted, optimizer)
 
     def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
@@ -121,6 +132,21 @@ class DeepSpeedEngine(Engine):
     def allocate_state(self) -> None:
         """DeepSpeed links the moments to the parameters after the first step."""
         self._state.allocate()
+
+    def _fill_main_weights(self) -> None:
+        """The values as they are: DeepSpeed's own are those of the parameters, which were rounded to 16 bits.
+
+        From there, updates of less than half a step between two 16-bit numbers would at first change no parameter
+        at all, where on engine torch they change their share of them.
+        """
+
+        def place(target: _Whole, full: Tensor) -> None:
+            if target.parameter.requires_grad:
+                self._state.write(target.parameter, "main_weights", full.to(target.device))
+
+        named = self._engine.module.named_parameters()
+        wholes = [(name, _Whole(p, self._shapes[released_name(name)], self.device)) for name, p in named]
+        self.initialise(wholes, place, naming=self.decoder(self._engine.module).naming)
 
     def _parameters_of(self, part: Part) -> list[tuple[str, nn.Parameter]]:
         named = self._engine.module.named_parameters()

@@ -174,7 +174,7 @@ class MegatronEngine(Engine):
         """The values as they are: Megatron's own are those of the parameters, which were rounded to 16 bits.
 
         From there, updates of less than half a step between two 16-bit numbers would at first change no parameter
-        at all, where in the other engines they change their share of them.
+        at all, where on engine torch they change their share of them.
         """
         self.initialise(self._released.items(), partial(self._write, "main_weights"), self._elsewhere)
 
