@@ -44,6 +44,12 @@ CONFIG = HardwareConfig(
             fix_hp={"model.num_layers": 18, "tensor_parallel": 2, "gradient_accumulation_steps": 8},
         ),
         Run(
+            id="tuned",
+            engine="torch",
+            tuned=True,
+            fix_hp={"sequence_parallel": False, "gradient_accumulation_steps": 4},
+        ),
+        Run(
             id="align_reference",
             engine="torch",
             fix_hp={
