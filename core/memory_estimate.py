@@ -50,21 +50,23 @@ def _is_sharded(hp: HyperParameters, data_parallel: int) -> bool:
 
 
 def _gathered_parameters(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:
-    """Whole weights beside the shards: all of them, or in stage 3 those of two blocks, embedding and head."""
+    """Whole weights beside the shards: all of them, or in stage 3 those of embedding, head, the layers that stay
+    gathered and two more."""
     if not _is_sharded(hp, data_parallel):
         return 0.0
     everything = count_parameters(model)
     if hp.zero_stage < 3:
         return everything
     ends = 2 * model.vocab_size * model.hidden_size
-    return ends + 2 * (everything - ends) / model.num_layers
+    layers = min(hp.gathered_layers + 2, model.num_layers)
+    return ends + layers * (everything - ends) / model.num_layers
 
 
 def _reduced_bytes(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:
-    """Whole gradients of embedding and head, gathered as one, on their way to be reduced in fp32."""
+    """Whole gradients of the embedding on their way to be reduced in fp32."""
     if not _is_sharded(hp, data_parallel):
         return 0.0
-    return (weight_bytes(hp) + 4) * 2.0 * model.vocab_size * model.hidden_size
+    return (weight_bytes(hp) + 4.0) * model.vocab_size * model.hidden_size
 
 
 def _activation_bytes(hp: HyperParameters, model: DecoderSpec) -> float:

@@ -118,6 +118,20 @@ def _offload(p: Proposal) -> Refusal | None:
     return None
 
 
+def _gathered_layers(p: Proposal) -> Refusal | None:
+    kept, layers = p.hp.gathered_layers, p.model.num_layers
+    if kept == 0:
+        return None
+    if p.engine != "torch" or p.hp.zero_stage != 3:
+        what = f"engine {p.engine} at ZeRO stage {p.hp.zero_stage}"
+        return Refusal(
+            f"{what} has no layers that could stay gathered (gathered_layers {kept})", {"gathered_layers": 0}
+        )
+    if kept > layers:
+        return Refusal(f"gathered_layers {kept} of {layers} layers", {"gathered_layers": layers})
+    return None
+
+
 def _collectives(p: Proposal) -> Refusal | None:
     """Copies move the shards of FSDP2, between devices that share a node."""
     if p.hp.collectives == "library":
@@ -193,6 +207,7 @@ CHECKS: Sequence[Check] = (
     _precision,
     _autocast_dtype,
     _zero_stage,
+    _gathered_layers,
     _collectives,
     _optimizer_state,
     _adapters,

@@ -5,8 +5,8 @@ A run of a config with ``tuned=True`` takes them; its own ``fix_hp`` and ``--set
 like.
 
 Of the splits of a step's sequences into LBS × GAS and the ZeRO stages that fit into memory, the one is taken that
-moves the fewest bytes between ranks; of equals, the one with the larger LBS. Without room for any, blocks are
-checkpointed.
+moves the fewest bytes between ranks; of equals, the one with the larger LBS. At stage 3 as many layers stay
+gathered as there is room for. Without room for any, blocks are checkpointed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ RUNTIME_GIB, COLLECTIVES_GIB = 2.0, 5.0
 """What a device's runtime takes for itself, and what collectives over several devices do, as H200 records show."""
 FILLED = 0.96
 """Of the rest, what is planned for: estimates are that far off, and no allocator fills all of it."""
+SPARE_GIB = 8.0
+"""Left alone by layers that stay gathered: they save little, and an allocator without room costs more."""
 
 Settings = dict[str, OverrideValue]
 
@@ -68,8 +70,12 @@ def _fitting(
         for changes in _splits(hp, checkpointing, world_size):
             candidate = hp.model_copy(update=changes)
             contradicts = any(given.get(key, value) != value for key, value in changes.items())
-            if not contradicts and peak_allocated_gib(candidate, model, world_size) <= room_gib:
-                fitting.append((_traffic(candidate, world_size), -candidate.local_batch_size, changes))
+            if contradicts or peak_allocated_gib(candidate, model, world_size) > room_gib:
+                continue
+            if candidate.zero_stage == 3 and "gathered_layers" not in given:
+                changes["gathered_layers"] = _gathered_layers(candidate, model, world_size, room_gib - SPARE_GIB)
+                candidate = candidate.model_copy(update=changes)
+            fitting.append((_traffic(candidate, model, world_size), -candidate.local_batch_size, changes))
         if fitting:
             return min(fitting, key=lambda found: found[:2])[2]
     # Let it be tried: an estimate is no reason to refuse a run, and running out of memory leaves a record.
@@ -98,16 +104,25 @@ def _splits(hp: HyperParameters, checkpointing: str, world_size: int) -> Iterato
             }
 
 
-def _traffic(hp: HyperParameters, world_size: int) -> float:
+def _gathered_layers(hp: HyperParameters, model: DecoderSpec, world_size: int, room_gib: float) -> int:
+    """The most that fit, of all but one: with all of them it would be stage 2."""
+    for number in range(model.num_layers - 1, 0, -1):
+        if peak_allocated_gib(hp.model_copy(update={"gathered_layers": number}), model, world_size) <= room_gib:
+            return number
+    return 0
+
+
+def _traffic(hp: HyperParameters, model: DecoderSpec, world_size: int) -> float:
     """Bytes a parameter that a rank sends in one step, in units of (ranks - 1) / ranks.
 
-    Gathering the weights for each forward and each backward (stage 3) or once (stage 2), and reducing gradients in
-    fp32 with every micro-batch; replicas reduce theirs once, in their own type, to everybody.
+    Gathering the weights for each forward and each backward (stage 3) or once (stage 2, and layers that stay), and
+    reducing gradients in fp32 with every micro-batch; replicas reduce theirs once, in their own type, to all.
     """
     if world_size == 1:
         return 0.0
     width, micro_batches = weight_bytes(hp), hp.gradient_accumulation_steps
     if hp.zero_stage == 0:
         return 2.0 * (4 if keeps_main_weights(hp) else width)
-    gathered = 2 * micro_batches if hp.zero_stage == 3 else 1
-    return float(gathered * width + 4 * micro_batches)
+    stay = hp.gathered_layers / model.num_layers if hp.zero_stage == 3 else 1.0
+    gathered = stay + (1 - stay) * 2 * micro_batches
+    return gathered * width + 4 * micro_batches

@@ -53,6 +53,9 @@ class HyperParameters(Schema):
     """Layers of each stage, where they are not split evenly: ``19-20-21-20``, from the first layer on."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """What data parallel ranks shard: 0 nothing, 1 optimizer state, 2 + gradients, 3 + parameters."""
+    gathered_layers: NonNegativeInt = 0
+    """Of engine torch at stage 3: the first so many layers stay gathered until the step's last backward pass, as
+    all do at stage 2."""
     collectives: Literal["library", "peer_copies"] = "library"
     """What moves the shards of engine torch: the vendor's collective library, or copies between the devices of a
     node, which send gradients in their own type and add them up in fp32."""

@@ -8,7 +8,7 @@ LoRA, 16 bits          frozen weights in 16 bits, fp32 adapters, autocast; DDP o
 =====================  =======================================================================
 
 Stage 3 frees gathered parameters after each block's forward and backward; stage 2 keeps them until the step's last
-backward.
+backward, and stage 3 does so with those of its ``gathered_layers``.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class TorchEngine(Engine):
             if not parameter.requires_grad and frozen_type is not None:
                 parameter.data = parameter.data.to(frozen_type)
         sharded = self._is_sharded()
+        self._staying_gathered: list[FSDPModule] = []
         if sharded:
             self._shard(model)
         self._place = place_dtensor if sharded else place_plain
@@ -156,11 +157,13 @@ class TorchEngine(Engine):
         dtype = None if self._frozen_type() is not None else TORCH_DTYPES.get(self.hp.precision)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         reshard = self.hp.zero_stage == 3
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        for number, block in enumerate(model.blocks):
+            stays = number < self.hp.gathered_layers
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard and not stays)
         # Its backward pass comes right after its forward.
         fully_shard(model.lm_head, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        self._staying_gathered = [cast(FSDPModule, block) for block in model.blocks[: self.hp.gathered_layers]]
         if self.hp.collectives == "peer_copies":
             sharded = [cast(FSDPModule, module) for module in (*model.blocks, model.lm_head, model)]
             use_peer_copies(sharded, mesh.get_group(), self.device, dtype or torch.float32)
@@ -193,6 +196,8 @@ class TorchEngine(Engine):
             if isinstance(self._model, FSDPModule) and self.hp.zero_stage < 3:
                 self._model.set_requires_gradient_sync(last or self.hp.zero_stage > 0)
                 self._model.set_reshard_after_backward(last)
+            for block in self._staying_gathered:
+                block.set_reshard_after_backward(last)
             yield
 
     def _scaled(self, loss: Tensor) -> Tensor:

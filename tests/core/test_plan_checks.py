@@ -84,6 +84,10 @@ def test_an_ordinary_plan_is_not_refused(engine: str) -> None:
          "engine megatron does not keep documents apart (packing document_mask)", {"packing": "concat"}),
         ({"precision": "fp8"}, "engine torch does not run precision fp8 (only fp32, tf32, amp, fp16, bf16)",
          {"precision": "bf16"}),
+        ({"zero_stage": 2, "gathered_layers": 3},
+         "engine torch at ZeRO stage 2 has no layers that could stay gathered (gathered_layers 3)",
+         {"gathered_layers": 0}),
+        ({"gathered_layers": 99}, "gathered_layers 99 of 6 layers", {"gathered_layers": 6}),
         ({"zero_stage": 0, "collectives": "peer_copies"},
          "engine torch at ZeRO stage 0 on 16 ranks has no shards of FSDP2 for peer copies to move",
          {"collectives": "library"}),
@@ -236,7 +240,7 @@ def test_every_check_has_an_example_above() -> None:
         proposal("megatron", pipeline_parallel=2, virtual_pipeline_stages=2),
         proposal("torch", packing="document_mask", adapters=True, optimizer_state="bf16_stochastic"),
         proposal("torch", padding="dropped"),
-        proposal("deepspeed", collectives="peer_copies"),
+        proposal("deepspeed", collectives="peer_copies", gathered_layers=1),
     ]
     silent = [check.__name__ for check in CHECKS if not any(check(example) for example in examples)]
     assert silent == []

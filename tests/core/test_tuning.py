@@ -67,6 +67,14 @@ def test_a_step_is_split_so_that_least_is_sent_and_memory_suffices(
     assert tuple(choose(case, ranks, optimizer_state=state)[key] for key in SPLIT) == split
 
 
+def test_at_stage_3_layers_stay_gathered_as_there_is_room() -> None:
+    kept = [choose("baichuan2_13b", 4, chip(memory)).get("gathered_layers") for memory in (126, 134, 141)]
+    assert kept[0] == 0
+    assert kept[0] < kept[1] < kept[2] < 40  # type: ignore[operator]
+    assert "gathered_layers" not in choose("llama2_7b", 4)  # stage 2
+    assert "gathered_layers" not in choose("baichuan2_13b", 4, given={"gathered_layers": 3})
+
+
 def test_the_tokens_of_a_step_stay() -> None:
     for ranks in (1, 2, 4, 8, 64):
         chosen = choose("baichuan2_13b", ranks)
@@ -151,6 +159,22 @@ def test_nvidia_has_a_fused_kernel_for_alibi() -> None:
     assert made.hyper_parameters.attention == "flex"
     made = planned(select("nvidia"), Run(id="tuned", tuned=True), topology="H200x1x4")
     assert made.hyper_parameters.attention == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("topology", "sets", "collectives"),
+    [
+        ("H200x1x4", {}, "peer_copies"),
+        ("H200x1x1", {}, "library"),
+        ("H200x2x4", {}, "library"),
+        ("H200x1x4", {"optimizer_state": "bf16_stochastic"}, "library"),  # replicas
+        ("H200x1x4", {"collectives": "library"}, "library"),
+    ],
+)
+def test_nvidia_moves_the_shards_of_one_node_by_copies(topology: str, sets: Overrides, collectives: str) -> None:
+    run = Run(id="tuned", tuned=True, fix_hp={"precision": "bf16"})
+    made = planned(select("nvidia"), run, topology=topology, sets=sets)
+    assert made.hyper_parameters.collectives == collectives
 
 
 def test_an_unknown_setting_of_a_vendor_is_told() -> None:

@@ -13,6 +13,7 @@ LAYOUTS = {
     "DDP": ("torch", {"zero_stage": 0}),
     "FSDP2 stage 2": ("torch", {"zero_stage": 2}),
     "FSDP2 stage 3": ("torch", {"zero_stage": 3}),
+    "FSDP2 stage 3, a layer stays gathered": ("torch", {"zero_stage": 3, "gathered_layers": 1}),
     "DeepSpeed stage 0": ("deepspeed", {"zero_stage": 0}),
     "ZeRO-1": ("deepspeed", {"zero_stage": 1}),
     "ZeRO-2": ("deepspeed", {"zero_stage": 2}),
