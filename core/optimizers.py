@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from schemas.hyperparameters import HyperParameters
 
 STOCHASTIC_BITS = 16
 """Bits that fp32 has below bf16's last one."""
+ROW = 1024
+"""Numbers that an update's kernel takes as a row, where their count allows."""
 
 
 def build_optimizer(
@@ -67,7 +70,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         super().__init__(params, settings)
         self.grad_scale: Tensor | None = None
         on_cpu = self.param_groups[0]["params"][0].device.type == "cpu"
-        self._update: Callable[..., None] = _update if on_cpu else torch.compile(_update, dynamic=True)
+        self._update: Callable[..., None] = _update if on_cpu else torch.compile(_update)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -87,14 +90,17 @@ class StochasticAdamW(torch.optim.Optimizer):
                     state["exp_avg"] = torch.zeros_like(weight)
                     state["exp_avg_sq"] = torch.zeros_like(weight)
                 tensors = (weight, local_part(parameter.grad), state["exp_avg"], state["exp_avg_sq"])
-                self._update([tensor.view(-1) for tensor in tensors], numbers, seed)
+                # Rows of one length, however many: a kernel for any size would load each number by itself.
+                row = math.gcd(weight.numel(), ROW)
+                self._update([tensor.view(-1, row) for tensor in tensors], numbers, seed)
 
     def _numbers(self, group: dict[str, Any], device: torch.device) -> Tensor:
         """What ``_update`` needs, as one tensor: Python numbers that change would recompile it every step."""
         beta1, beta2 = group["betas"]
         correction1, correction2 = 1 - beta1 ** group["step"], 1 - beta2 ** group["step"]
-        host = [group["lr"], beta1, beta2, group["eps"], group["weight_decay"], correction1, correction2**0.5]
-        numbers = torch.tensor([*host, 1.0], dtype=torch.float32).to(device, non_blocking=True)
+        rate, root_factor = group["lr"] / correction1, correction2**-0.5
+        host = [rate, 1 - group["lr"] * group["weight_decay"], beta1, beta2, root_factor, group["eps"], 1.0]
+        numbers = torch.tensor(host, dtype=torch.float32).to(device, non_blocking=True)
         if self.grad_scale is not None:
             numbers[-1] = self.grad_scale
         return numbers
@@ -106,18 +112,17 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def _update(tensors: list[Tensor], numbers: Tensor, seed: Tensor) -> None:
-    """One AdamW update in fp32 of flat bf16 tensors: weight, gradient, both moments.
+    """One AdamW update in fp32 of bf16 tensors of one shape: weight, gradient, both moments.
 
     ``numbers`` as ``_numbers`` orders them, ``seed`` as ``noise`` takes it.
     """
     weight, grad, exp_avg, exp_avg_sq = tensors
-    lr, beta1, beta2, eps, weight_decay, correction1, root_correction2, scale = numbers.unbind()
+    rate, decay, beta1, beta2, root_factor, eps, scale = numbers.unbind()
     g = grad.float() * scale
     m = exp_avg.float() * beta1 + g * (1 - beta1)
     v = exp_avg_sq.float() * beta2 + g * g * (1 - beta2)
-    w = weight.float() * (1 - lr * weight_decay)
-    w = w - lr / correction1 * m / (v.sqrt() / root_correction2 + eps)
-    for_m, for_v, for_w = noise(weight.numel(), seed)
+    w = weight.float() * decay - rate * m / (v.sqrt() * root_factor + eps)
+    for_m, for_v, for_w = (row.view_as(weight) for row in noise(weight.numel(), seed))
     exp_avg.copy_(stochastic_bf16(m, for_m))
     exp_avg_sq.copy_(stochastic_bf16(v, for_v))
     weight.copy_(stochastic_bf16(w, for_w))
@@ -126,11 +131,13 @@ def _update(tensors: list[Tensor], numbers: Tensor, seed: Tensor) -> None:
 def stochastic_bf16(value: Tensor, noise: Tensor) -> Tensor:
     """Round fp32 to bf16, up or down with the probability that keeps the mean; infinities and NaN stay.
 
+    An infinity has no bits below the last of bf16, and noise alone does not reach that; a NaN's would overflow.
+
     ``noise``: for each value an int32 from 0 to 2^16 - 1, all as likely.
     """
     bits = value.view(torch.int32)
     rounded = ((bits + noise) & -(1 << STOCHASTIC_BITS)).view(torch.float32)
-    return torch.where(value.isfinite(), rounded, value).to(torch.bfloat16)
+    return torch.where(value.isnan(), value, rounded).to(torch.bfloat16)
 
 
 def noise(count: int, seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,9 +147,10 @@ def noise(count: int, seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     numbers a parameter that was four fifths of the update's time on an H200.
     """
     first = _hash(torch.arange(count, device=seed.device).to(torch.int32) ^ seed[0])
-    second = _hash(first ^ seed[1])
+    # The upper half of a product with an odd number: whatever one half of the factor is, the other spreads it.
+    second = (first ^ seed[1]) * (0x9E3779B1 - (1 << 32))
     low = (1 << STOCHASTIC_BITS) - 1
-    return first & low, _shifted(first, STOCHASTIC_BITS), second & low
+    return first & low, _shifted(first, STOCHASTIC_BITS), _shifted(second, STOCHASTIC_BITS)
 
 
 def _hash(value: Tensor) -> Tensor:

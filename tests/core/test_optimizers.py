@@ -70,11 +70,11 @@ def test_the_compiled_update_rounds_as_the_plain_one() -> None:
     """As an accelerator runs it; a compiler may add in another order, which a few values in 2^16 may show."""
     torch.manual_seed(3)
     size, seed = 10_000, torch.tensor([5, -7], dtype=torch.int32)
-    numbers = torch.tensor([1e-2, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.22, 0.5])
+    numbers = torch.tensor([0.1, 0.999, 0.9, 0.95, 4.5, 1e-8, 0.5])
     given = [torch.randn(size).to(torch.bfloat16), torch.randn(size).to(torch.bfloat16)]
     given += [torch.zeros(size, dtype=torch.bfloat16), torch.rand(size).to(torch.bfloat16)]
     results = []
-    for update in (_update, torch.compile(_update, dynamic=True)):
+    for update in (_update, torch.compile(_update)):
         tensors = [tensor.clone() for tensor in given]
         update(tensors, numbers, seed)
         results.append(tensors)
