@@ -44,7 +44,7 @@ def status_of(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> tuple
     """
     if outcome.interrupted:
         return "interrupted", f"interrupted {_place(events)}"
-    errors = sorted(of_kind(events, ev.ErrorEvent), key=lambda event: event.time_unix_s)
+    errors = _first_words(events)
     telling = [event for event in errors if event.status not in ("crashed", "interrupted")]
     if telling and telling[0].status != "hang":
         return telling[0].status, _said(plan, telling[0])
@@ -59,6 +59,17 @@ def status_of(plan: Plan, events: Sequence[ev.Event], outcome: Outcome) -> tuple
     finished = {event.rank for event in of_kind(events, ev.FinishEvent)}
     missing = sorted(set(range(plan.topology.world_size)) - finished)
     return _lost(plan, events, outcome, missing) if missing else ("ok", None)
+
+
+def _first_words(events: Sequence[ev.Event]) -> list[ev.ErrorEvent]:
+    """Each rank's first error, the earliest rank's first.
+
+    A rank that was told to end may lose a peer, which was told so too, before its process is gone.
+    """
+    first: dict[int, ev.ErrorEvent] = {}
+    for event in sorted(of_kind(events, ev.ErrorEvent), key=lambda event: event.time_unix_s):
+        first.setdefault(event.rank, event)
+    return list(first.values())
 
 
 def hanging(plan: Plan, heard: Mapping[int, str], places: Mapping[int, str]) -> str:

@@ -38,14 +38,14 @@ S = TypeVar("S", bound=Schema)
 def measured(results: Path, records: Sequence[Record]) -> str:
     """All tables, each beneath its heading."""
     sections = (
-        ("Side by side", [side_by_side(found) for found in _read(results / "side_by_side", Comparison)]),
+        ("Side by side", ["\n\n".join(map(side_by_side, _read(results / "side_by_side", Comparison)))]),
         ("Share of the limit", _limits(_read(results / "roofline", Roofline))),
         ("What the framework adds to a step", _overheads(_read(results / "overhead", Overhead))),
         ("Where the time of a step goes", _profiles(records)),
         ("From the command to the window", _starts(records)),
         ("Scale", _scales(records)),
     )
-    return "\n".join(f"### {title}\n\n{chr(10).join(text) or NOTHING}\n" for title, text in sections)
+    return "\n".join(f"### {title}\n\n{chr(10).join(filter(None, text)) or NOTHING}\n" for title, text in sections)
 
 
 def rewritten(page: str, part: str) -> str:

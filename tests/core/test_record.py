@@ -607,6 +607,18 @@ def test_interrupted(make_folder: MakeFolder, steps: int) -> None:
     assert (record.status, record.reason) == ("interrupted", f"interrupted {where}")
 
 
+def test_a_rank_told_to_end_does_not_crash_as_its_peers_go(make_folder: MakeFolder) -> None:
+    """torchrun passes SIGTERM on to all, and each is gone in its own time; nobody of ours saw how."""
+    folder = make_folder()
+    for rank in (0, 1):
+        folder.start(rank)
+        folder.step(rank, "measure", 7)
+        folder.fail(rank, "interrupted", "ended by SIGTERM", step=8)
+    folder.fail(0, "crashed", "RuntimeError: Connection closed by peer", step=8)
+    record = folder.record()
+    assert (record.status, record.reason) == ("interrupted", "rank 0 in step 8: ended by SIGTERM")
+
+
 def test_hang(make_folder: MakeFolder) -> None:
     folder = make_folder()
     folder.start(0)
