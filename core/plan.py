@@ -175,7 +175,8 @@ def _tuned(request: Request) -> dict[str, OverrideValue]:
     topology = _topology(request.config, chip, request.world)
     given = {**request.run.fix_hp, **request.sets}
     chosen = tuning.choose(hp, model, chip, topology.world_size, given)
-    return chosen | {key: value for key, value in vendor.tune(case, topology, chosen).items() if key not in given}
+    wanted = vendor.tune(case, topology, {**chosen, **given})
+    return chosen | {key: value for key, value in wanted.items() if key not in given}
 
 
 def _engine(request: Request) -> tuple[str, str]:

@@ -96,11 +96,13 @@ def _splits(hp: HyperParameters, checkpointing: str, world_size: int) -> Iterato
     stages = engine_spec("torch").zero_stages if world_size > 1 else (0,)
     for stage, local in product(stages, range(1, sequences + 1)):
         if sequences % local == 0:
+            nothing_kept: Settings = {} if stage == 3 else {"gathered_layers": 0}
             yield {
                 "activation_checkpointing": checkpointing,
                 "zero_stage": stage,
                 "local_batch_size": local,
                 "gradient_accumulation_steps": sequences // local,
+                **nothing_kept,
             }
 
 

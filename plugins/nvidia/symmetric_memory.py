@@ -8,6 +8,7 @@ wait for the slowest of them a third of the time.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ class SymmetricWindow:
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self._group, self._device = group, device
         self._memory: Tensor | None = None
+        self._handle: Any = None
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._barriers = 0
 
@@ -37,7 +39,7 @@ class SymmetricWindow:
         from torch.distributed import _symmetric_memory as symmetric
 
         self._meet()  # nobody uses any more what is given up
-        self._memory = None
+        self._memory = self._handle = None  # the handle would keep all of it mapped beside the new one
         try:
             self._memory = symmetric.empty(FLAG_BYTES + size_bytes, dtype=torch.uint8, device=self._device)
             self._handle = symmetric.rendezvous(self._memory, self._group)

@@ -17,7 +17,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def side_by_side(found: Comparison) -> str:
-    """Mean and spread of each contender, and ours over it."""
+    """Mean and spread of each contender, and ours over it; a single window has no spread."""
     ours = next((c for c in found.contenders if c.name == OURS), None)
     head = ("contender", "what", "LBS", "token/p/s", "windows", "spread", "GiB", "loss", "ours is")
     table = markdown(head, [_row(contender, ours) for contender in found.contenders])
@@ -61,7 +61,7 @@ def _row(contender: Measured, ours: Measured | None) -> list[str]:
         why = "not run" if last is None else f"{last.status}: {last.reason}"
         return [name, contender.what, "", f"/ ({why})", "0", "", "", "", ""]
     mean = statistics.fmean(rates)
-    spread = (max(rates) - min(rates)) / mean
+    spread = "/" if len(rates) == 1 else f"{(max(rates) - min(rates)) / mean:.1%}"
     over = f"{statistics.fmean(ours.rates) / mean:.2f}x" if ours is not None and ours.rates else "/"
     fine = [result for result in contender.results if result.status == "ok"]
     return [
@@ -70,7 +70,7 @@ def _row(contender: Measured, ours: Measured | None) -> list[str]:
         str(fine[-1].micro_batch),
         f"{mean:,.0f}",
         str(len(rates)),
-        f"{spread:.1%}",
+        spread,
         _memory(fine[-1]),
         f"{fine[-1].first_loss:.2f} to {fine[-1].last_loss:.2f}",
         "" if contender.name == OURS else over,

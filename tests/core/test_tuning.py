@@ -71,8 +71,14 @@ def test_at_stage_3_layers_stay_gathered_as_there_is_room() -> None:
     kept = [choose("baichuan2_13b", 4, chip(memory)).get("gathered_layers") for memory in (126, 134, 141)]
     assert kept[0] == 0
     assert kept[0] < kept[1] < kept[2] < 40  # type: ignore[operator]
-    assert "gathered_layers" not in choose("llama2_7b", 4)  # stage 2
     assert "gathered_layers" not in choose("baichuan2_13b", 4, given={"gathered_layers": 3})
+
+
+def test_layers_that_were_asked_to_stay_gathered_take_stage_3() -> None:
+    plain = choose("llama2_7b", 4)
+    assert (plain["zero_stage"], plain["gathered_layers"]) == (2, 0)
+    for kept, stage in ((0, 2), (4, 3), (32, 3)):
+        assert choose("llama2_7b", 4, given={"gathered_layers": kept})["zero_stage"] == stage
 
 
 def test_the_tokens_of_a_step_stay() -> None:
@@ -169,6 +175,8 @@ def test_nvidia_has_a_fused_kernel_for_alibi() -> None:
         ("H200x2x4", {}, "library"),
         ("H200x1x4", {"optimizer_state": "bf16_stochastic"}, "library"),  # replicas
         ("H200x1x4", {"collectives": "library"}, "library"),
+        ("H200x1x4", {"zero_stage": 3}, "peer_copies"),
+        ("H200x1x4", {"zero_stage": 0, "model.num_layers": 8}, "library"),
     ],
 )
 def test_nvidia_moves_the_shards_of_one_node_by_copies(topology: str, sets: Overrides, collectives: str) -> None:
