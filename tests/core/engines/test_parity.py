@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("torch")
@@ -42,9 +44,12 @@ def test_two_ranks_train_as_one(layout: str, run_job: RunJob) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_copies_between_peers_reduce_as_collectives_do(precision: str, run_job: RunJob) -> None:
+def test_copies_between_peers_reduce_as_collectives_do(precision: str, run_job: RunJob, tmp_path: Path) -> None:
     sets = {"zero_stage": 3, "precision": precision}
-    library, copies = (run_job("torch", 2, sets | {"collectives": by}) for by in ("library", "peer_copies"))
+    library = run_job("torch", 2, sets)
+    assert not list(tmp_path.glob("window-*"))
+    copies = run_job("torch", 2, sets | {"collectives": "peer_copies"})
+    assert list(tmp_path.glob("window-*"))  # through these they went
     assert copies["losses"] == library["losses"]  # two terms add up to the same in any order
     assert copies["norms"] == library["norms"]
 
