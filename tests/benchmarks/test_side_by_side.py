@@ -130,6 +130,8 @@ def test_the_verdict_is_ours_over_the_best_other() -> None:
     assert verdict(found) == "Ours is 1.050 times the best other, `easy`."
     assert "With torch 2.11.0." in table(found)
     assert "| `easy` | it | 3 | 12,800 | 2 | 1.6% | / | 10.40 to 10.30 | 1.05x |" in table(found)
+    once = compared(easy=(result(12_800),))
+    assert "| `easy` | it | 3 | 12,800 | 1 | / | / | 10.40 to 10.30 | / |" in table(once)
 
 
 def test_who_was_not_measured_is_named_with_the_reason() -> None:
