@@ -14,6 +14,7 @@ from plugins import nvidia
 from tests.conftest import python_path
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("torch.distributed._symmetric_memory")  # torch 2.11 does not import it by itself
 
 from core.engines import peer_copies
 from plugins.nvidia import symmetric_memory
