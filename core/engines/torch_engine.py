@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -156,12 +157,14 @@ class TorchEngine(Engine):
             mesh = init_device_mesh(self.device.type, (world,), mesh_dim_names=("shard",))
         dtype = None if self._frozen_type() is not None else TORCH_DTYPES.get(self.hp.precision)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        # Angles and slopes, which come with the states, are fp32 on purpose.
+        inner = replace(policy, cast_forward_inputs=False)
         reshard = self.hp.zero_stage == 3
         for number, block in enumerate(model.blocks):
             stays = number < self.hp.gathered_layers
-            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard and not stays)
+            fully_shard(block, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard and not stays)
         # Its backward pass comes right after its forward.
-        fully_shard(model.lm_head, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(model.lm_head, mesh=mesh, mp_policy=inner, reshard_after_forward=False)
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
         self._staying_gathered = [cast(FSDPModule, block) for block in model.blocks[: self.hp.gathered_layers]]
         if self.hp.collectives == "peer_copies":

@@ -77,3 +77,13 @@ def test_options_change_nothing_in_fp32(options: dict[str, object], run_job: Run
     changed = run_job("torch", 1, {"zero_stage": 0} | options, case="baichuan2_13b")
     assert changed["losses"] == pytest.approx(plain["losses"], rel=1e-4)
     assert changed["norms"] == pytest.approx(plain["norms"], rel=1e-3)
+
+
+@pytest.mark.parametrize("case", ["llama2_7b", "baichuan2_13b"])
+def test_angles_and_slopes_stay_fp32_where_weights_are_gathered_in_16_bits(case: str, run_job: RunJob) -> None:
+    """FSDP2 would cast them with a block's other inputs; weights without main ones behind them are not sharded."""
+    first = []
+    for state in ("fp32", "bf16_stochastic"):
+        sets = {"zero_stage": 0, "precision": "bf16", "optimizer_state": state}
+        first.append(run_job("torch", 1, sets, case=case, steps=1)["losses"][0])
+    assert first[0] == first[1]
