@@ -8,7 +8,8 @@ LoRA, 16 bits          frozen weights in 16 bits, fp32 adapters, autocast; DDP o
 =====================  =======================================================================
 
 Stage 3 frees gathered parameters after each block's forward and backward; stage 2 keeps them until the step's last
-backward, and stage 3 does so with those of its ``gathered_layers``.
+backward, and stage 3 does so with those of its ``gathered_layers``. With ``collectives=peer_copies`` stage 2 of
+main weights is that of ``peer_stage2``, in the place of FSDP2's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -31,6 +32,7 @@ from core.checkpoint.tensors import read_part
 from core.data.loader import StepBatch
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
 from core.engines.peer_copies import use_peer_copies
+from core.engines.peer_stage2 import PeerStage2
 from core.memory_estimate import keeps_main_weights
 from core.models.adapters import released_name
 from core.models.decoder import Decoder
@@ -53,22 +55,24 @@ class TorchEngine(Engine):
         model.apply_activation_checkpointing()
         model.compile_blocks()
         pure_bf16 = self.hp.optimizer_state == "bf16_stochastic"
-        model = model.to(torch.bfloat16 if pure_bf16 else torch.float32)
-        frozen_type = self._frozen_type()
-        for parameter in model.parameters():
-            if not parameter.requires_grad and frozen_type is not None:
-                parameter.data = parameter.data.to(frozen_type)
+        by_peers = self._is_stage2_among_peers()
+        model = model.to(TORCH_DTYPES[self.hp.precision] if pure_bf16 or by_peers else torch.float32)
+        self._narrow_frozen(model)
         sharded = self._is_sharded()
         self._staying_gathered: list[FSDPModule] = []
-        if sharded:
+        if sharded and not by_peers:
             self._shard(model)
         self._place = place_dtensor if sharded else place_plain
         model.to_empty(device=self.device)
-        self.initialise(model.named_parameters(), self._place, naming=model.naming)
-        self._named_parameters = {released_name(name): parameter for name, parameter in model.named_parameters()}
+        self._peers: PeerStage2 | None = None
+        if by_peers:
+            self._peers = PeerStage2(model, [*model.blocks, model.lm_head], self._mesh(), self.device)
+        named = dict(model.named_parameters() if self._peers is None else self._peers.named_parameters())
+        self.initialise(named.items(), self._place, naming=model.naming)
+        self._named_parameters = {released_name(name): parameter for name, parameter in named.items()}
         if pure_bf16:  # replicas whose noise differs would drift apart; torch seeds each process at random
             torch.manual_seed(self.hp.seed)
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._parameters = [parameter for parameter in named.values() if parameter.requires_grad]
         self._optimizer = optimizer_wrap(build_optimizer(self._parameters, self.hp), model)
         self._model: nn.Module = model if sharded or dist.get_world_size() == 1 else self._replicate(model)
         fp16 = self.hp.precision == "fp16" or self._autocast_dtype() is torch.float16
@@ -78,6 +82,8 @@ class TorchEngine(Engine):
     def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
         """One optimizer step over GAS micro-batches."""
         scale, tokens = self.gradient_scale(batch)
+        if self._peers is not None:
+            self._peers.gather()
         cross_entropy = torch.zeros((), device=self.device)
         for number, micro_batch in enumerate(batch.micro_batches, start=1):
             last = number == len(batch.micro_batches)
@@ -88,13 +94,15 @@ class TorchEngine(Engine):
             cross_entropy += entropy.detach()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        if self._peers is not None:
+            self._peers.reduced()
         with optimizer_range():
             norm = self._update()
         return StepResult(self.global_loss(cross_entropy, tokens), norm)
 
     def close(self) -> None:
         """Drop the model and its optimizer."""
-        del self._model, self._optimizer, self._parameters, self._named_parameters
+        del self._model, self._optimizer, self._parameters, self._named_parameters, self._peers
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -139,6 +147,8 @@ class TorchEngine(Engine):
     def trained_model(self) -> nn.Module:
         """Without DDP around it, which would only synchronise gradients."""
         model = self._model
+        if self._peers is not None:
+            self._peers.gather()
         return model.module if isinstance(model, DistributedDataParallel) else model
 
     def _is_sharded(self) -> bool:
@@ -154,7 +164,7 @@ class TorchEngine(Engine):
         if self.hp.zero_stage == 0:
             mesh = init_device_mesh(self.device.type, (world, 1), mesh_dim_names=("replicate", "shard"))
         else:
-            mesh = init_device_mesh(self.device.type, (world,), mesh_dim_names=("shard",))
+            mesh = self._mesh()
         dtype = None if self._frozen_type() is not None else TORCH_DTYPES.get(self.hp.precision)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         # Angles and slopes, which come with the states, are fp32 on purpose.
@@ -171,6 +181,15 @@ class TorchEngine(Engine):
             sharded = [cast(FSDPModule, module) for module in (*model.blocks, model.lm_head, model)]
             use_peer_copies(sharded, mesh.get_group(), self.device, dtype or torch.float32)
 
+    def _mesh(self) -> DeviceMesh:
+        return init_device_mesh(self.device.type, (dist.get_world_size(),), mesh_dim_names=("shard",))
+
+    def _is_stage2_among_peers(self) -> bool:
+        """Whether shards go without FSDP2; weights that are not trained have no state to shard."""
+        trains_all = self.plan.lora is None and self.plan.vision is None
+        by_peers = self.hp.collectives == "peer_copies" and self.hp.zero_stage == 2
+        return by_peers and trains_all and self._keeps_main_weights()
+
     def _replicate(self, model: Decoder) -> DistributedDataParallel:
         devices = None if self.device.type == "cpu" else [self.device]
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
@@ -178,6 +197,12 @@ class TorchEngine(Engine):
     def _frozen_type(self) -> torch.dtype | None:
         """The 16-bit type of weights that adapters leave as they are, which need no fp32 ones beside them."""
         return None if self.plan.lora is None else TORCH_DTYPES.get(self.hp.precision)
+
+    def _narrow_frozen(self, model: nn.Module) -> None:
+        frozen_type = self._frozen_type()
+        for parameter in model.parameters():
+            if not parameter.requires_grad and frozen_type is not None:
+                parameter.data = parameter.data.to(frozen_type)
 
     def _autocast_dtype(self) -> torch.dtype | None:
         return TORCH_DTYPES[self.hp.autocast_dtype] if self.hp.precision == "amp" else self._frozen_type()

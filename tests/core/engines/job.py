@@ -89,6 +89,7 @@ def meet(store: str) -> tuple[int, int]:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    offer_file_windows(Path(store).parent)
     return rank, world
 
 
@@ -134,7 +135,6 @@ def set_up(job: dict[str, Any], rank: int, world: int) -> Job:
 def main(job: dict[str, Any]) -> None:
     """Train and print."""
     rank, world = meet(job["store"])
-    offer_file_windows(Path(job["store"]).parent)
     ready = set_up(job, rank, world)
     losses, norms = ready.train(1, job["steps"])
     if rank == 0:

@@ -35,7 +35,12 @@ BF16, FP16 = {"precision": "bf16"}, {"precision": "fp16"}
 STOCHASTIC = {"precision": "bf16", "optimizer_state": "bf16_stochastic"}
 TORCH: Chains = {
     "fp32": [link("torch"), link("torch"), link("torch", zero_stage=2), link("torch", zero_stage=3)],
-    "bf16": [link("torch", zero_stage=2, **BF16), link("torch", **BF16), link("torch", zero_stage=3, **BF16)],
+    "bf16": [
+        link("torch", zero_stage=2, **BF16),
+        link("torch", **BF16),
+        link("torch", zero_stage=3, **BF16),
+        link("torch", zero_stage=2, collectives="peer_copies", **BF16),
+    ],
     "fp16": [link("torch", **FP16)] * 2,
     "stochastic": [link("torch", **STOCHASTIC)] * 2,
     "stochastic, sharded": [link("torch", zero_stage=3, **STOCHASTIC)] * 2,
@@ -87,8 +92,10 @@ def assert_goes_on(name: str, ran: Ran) -> None:
     """All links train on alike, and save what they loaded."""
     folder, losses = ran
     without_a_break, *resumed = losses[name]
+    # A sum in another order can round a weight to the next of 16 bits.
+    tolerance = TOLERANCE * 10 if "bf16" in name else TOLERANCE
     for number, found in enumerate(resumed, start=1):
-        assert found == pytest.approx(without_a_break, rel=TOLERANCE), f"{name}, link {number}"
+        assert found == pytest.approx(without_a_break, rel=tolerance), f"{name}, link {number}"
         assert_same_tensors(folder / name / "0", folder / name / str(number))
 
 

@@ -28,7 +28,7 @@ def test_a_device_without_windows_is_a_device_error(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_rank_begins_with_another_one() -> None:
-    assert [peer_copies._others(rank, 4) for rank in range(4)] == [[1, 2, 3], [2, 3, 0], [3, 0, 1], [0, 1, 2]]
+    assert [peer_copies.others(rank, 4) for rank in range(4)] == [[1, 2, 3], [2, 3, 0], [3, 0, 1], [0, 1, 2]]
 
 
 class _Shared:
@@ -95,7 +95,7 @@ def test_a_rank_adds_up_what_its_peers_send_now_however_slow_it_or_they_are(slow
 
     def mean(received: torch.Tensor, out: torch.Tensor) -> None:
         time.sleep(DELAY_S)
-        peer_copies._mean(received, out)
+        peer_copies.mean_of_ranks(received, out)
 
     def work(rank: int, group: Any) -> None:
         reduce = PeerReduceScatter(shared.of(rank), torch.bfloat16, CPU)
