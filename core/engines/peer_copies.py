@@ -16,9 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 
 from core.errors import DeviceError
+
+try:
+    from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+except ImportError as error:
+    raise DeviceError(
+        f"collectives 'peer_copies' need torch 2.9 or later, this is {torch.__version__}",
+        "plan collectives=library",
+    ) from error
 
 
 class Window(Protocol):

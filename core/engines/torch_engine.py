@@ -18,7 +18,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
@@ -31,8 +31,6 @@ from torch.nn.parallel import DistributedDataParallel
 from core.checkpoint.tensors import read_part
 from core.data.loader import StepBatch
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
-from core.engines.peer_copies import use_peer_copies
-from core.engines.peer_stage2 import PeerStage2
 from core.memory_estimate import keeps_main_weights
 from core.models.adapters import released_name
 from core.models.decoder import Decoder
@@ -41,6 +39,9 @@ from core.optimizer_state import LossScaler, moment
 from core.optimizers import StochasticAdamW, build_optimizer, local_part
 from core.trace import optimizer_range
 from schemas.checkpoint import Part
+
+if TYPE_CHECKING:  # torch 2.9 is the first that has what it needs; all else runs with older ones
+    from core.engines.peer_stage2 import PeerStage2
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,6 +67,8 @@ class TorchEngine(Engine):
         model.to_empty(device=self.device)
         self._peers: PeerStage2 | None = None
         if by_peers:
+            from core.engines.peer_stage2 import PeerStage2
+
             self._peers = PeerStage2(model, [*model.blocks, model.lm_head], self._mesh(), self.device)
         named = dict(model.named_parameters() if self._peers is None else self._peers.named_parameters())
         self.initialise(named.items(), self._place, naming=model.naming)
@@ -178,6 +181,8 @@ class TorchEngine(Engine):
         fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
         self._staying_gathered = [cast(FSDPModule, block) for block in model.blocks[: self.hp.gathered_layers]]
         if self.hp.collectives == "peer_copies":
+            from core.engines.peer_copies import use_peer_copies
+
             sharded = [cast(FSDPModule, module) for module in (*model.blocks, model.lm_head, model)]
             use_peer_copies(sharded, mesh.get_group(), self.device, dtype or torch.float32)
 

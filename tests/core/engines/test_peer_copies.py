@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +31,17 @@ def test_a_device_without_windows_is_a_device_error(monkeypatch: pytest.MonkeyPa
 
 def test_every_rank_begins_with_another_one() -> None:
     assert [peer_copies.others(rank, 4) for rank in range(4)] == [[1, 2, 3], [2, 3, 0], [3, 0, 1], [0, 1, 2]]
+
+
+def test_an_older_torch_trains_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interface of FSDP2 that they implement came with torch 2.9; vendors' builds may be older."""
+    monkeypatch.delattr("torch.distributed.fsdp._fully_shard._fsdp_api.AllGather")
+    for name in ("torch_engine", "peer_stage2", "peer_copies"):
+        monkeypatch.delitem(sys.modules, f"core.engines.{name}", raising=False)
+    importlib.import_module("core.engines.torch_engine")
+    with pytest.raises(DeviceError, match=r"need torch 2\.9 or later, this is \d") as error:
+        importlib.import_module("core.engines.peer_copies")
+    assert error.value.fix == "plan collectives=library"
 
 
 class _Shared:
