@@ -50,7 +50,7 @@ CONFIG = HardwareConfig(
         Run(
             id="align_reference",
             fix_hp={**CURVE, "precision": "fp32", "optimizer_state": "fp32", "attention": "eager"},
-        ),  # its curve is references/h200_4_layers_fp32.json
+        ),  # for references/h200_4_layers_fp32.json, which has yet to be measured
         Run(id="align", tuned=True, fix_hp=CURVE),
         Run(
             id="deepspeed",

@@ -34,7 +34,7 @@ CONFIG = HardwareConfig(
         Run(id="tuned_bf16_state", tuned=True, fix_hp={"optimizer_state": "bf16_stochastic"}),
         Run(
             id="align_reference", fix_hp={**CURVE, "precision": "fp32", "attention": "eager", "zero_stage": 3}
-        ),  # its curve is references/h200_fp32.json
+        ),  # for references/h200_fp32.json, which has yet to be measured
         Run(id="align", tuned=True, fix_hp=CURVE),
     ),
 )
