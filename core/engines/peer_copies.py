@@ -111,8 +111,9 @@ class PeerReduceScatter(ReduceScatter):
         async_op: bool = False,
     ) -> None:
         """The mean over all ranks of each one's slice of ``input_tensor``."""
-        assert op == dist.ReduceOp.AVG
         rank, ranks = group.rank(), group.size()
+        assert op == dist.ReduceOp.AVG
+        assert (input_tensor.dtype, input_tensor.numel()) == (self._gradient_type, ranks * output_tensor.numel())
         slices = input_tensor.view(ranks, -1)
         self._window.reserve(input_tensor.nbytes)
         self._window.barrier()  # what came last time has been added up

@@ -84,7 +84,7 @@ class PeerStage2:
         """``modules`` of ``model`` travel each by itself, all else as one; weights need no values yet."""
         group = mesh.get_group()
         self._rank, self._ranks = group.rank(), group.size()
-        self._gathering, self._reducing = (Lane(make_window(group, device), device) for _ in range(2))
+        self._gathering, self._reducing = (SideStream(make_window(group, device), device) for _ in range(2))
         self._in_flight: deque[tuple[torch.Event | None, list[Tensor]]] = deque()
         compiled = (lambda function: function) if device.type == "cpu" else torch.compile
         self._mean, self._add_mean = compiled(mean_of_ranks), compiled(_add_mean)
@@ -106,17 +106,17 @@ class PeerStage2:
 
     def gather(self) -> None:
         """Begin to bring all weights up to date; each module waits for its own when it is called."""
-        lane = self._gathering
-        with lane.behind_the_current_stream():
+        side = self._gathering
+        with side.behind_the_current_stream():
             for unit in self.units:
                 unit.gradient = None
                 mine = unit.weights[0].new_empty(unit.main.numel(), device="meta")
-                lane.window.part(self._rank, mine).copy_(unit.main)
-                lane.window.barrier()
+                side.window.part(self._rank, mine).copy_(unit.main)
+                side.window.barrier()
                 for peer in (self._rank, *others(self._rank, self._ranks)):
                     self._fetch(unit, peer)
-                lane.window.barrier()
-                unit.gathered = lane.event()
+                side.window.barrier()
+                unit.gathered = side.event()
 
     def _fetch(self, unit: Unit, peer: int) -> None:
         offset = 0
@@ -151,23 +151,23 @@ class PeerStage2:
     def _reduce(self, unit: Unit) -> None:
         """Send each rank its rows of the gradients, and add up what the others send."""
         gradients = [weight.grad for weight in unit.weights if weight.grad is not None]
-        lane, own = self._reducing, unit.main.numel()
+        side, own = self._reducing, unit.main.numel()
         like = gradients[0].new_empty(self._ranks, unit.slot, device="meta")
-        with lane.behind_the_current_stream():
-            lane.window.barrier()  # what came last has been added up
+        with side.behind_the_current_stream():
+            side.window.barrier()  # what came last has been added up
             for peer in (self._rank, *others(self._rank, self._ranks)):
                 offset = self._rank * unit.slot
                 for rows in unit.parts(gradients, peer):
-                    lane.window.part(peer, rows, offset).copy_(rows)
+                    side.window.part(peer, rows, offset).copy_(rows)
                     offset += rows.numel()
-            lane.window.barrier()
-            received = lane.window.part(self._rank, like)[:, :own]
+            side.window.barrier()
+            received = side.window.part(self._rank, like)[:, :own]
             if unit.gradient is None:
                 unit.gradient = torch.empty_like(unit.main)
                 self._mean(received, unit.gradient)
             else:
                 self._add_mean(received, unit.gradient)
-            self._in_flight.append((lane.event(), gradients))
+            self._in_flight.append((side.event(), gradients))
         for weight in unit.weights:
             weight.grad = None
         if len(self._in_flight) > IN_FLIGHT:
@@ -179,7 +179,7 @@ class PeerStage2:
         _wait_for(event, gradients[0].device)
 
 
-class Lane:
+class SideStream:
     """A stream beside the current one, on an accelerator, and the window that it alone uses."""
 
     def __init__(self, window: Window, device: torch.device) -> None:
