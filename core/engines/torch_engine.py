@@ -150,9 +150,15 @@ class TorchEngine(Engine):
     def trained_model(self) -> nn.Module:
         """Without DDP around it, which would only synchronise gradients."""
         model = self._model
+        return model.module if isinstance(model, DistributedDataParallel) else model
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """See the base class."""
         if self._peers is not None:
             self._peers.gather()
-        return model.module if isinstance(model, DistributedDataParallel) else model
+        with super().evaluating() as model:
+            yield model
 
     def _is_sharded(self) -> bool:
         return self._keeps_main_weights() or (self.hp.zero_stage > 0 and dist.get_world_size() > 1)

@@ -29,10 +29,12 @@ class BareLoop:
         """Takes a few steps' batches of ``loop``; UsageError for what it would do differently from the engine."""
         hp = plan.hyper_parameters
         replicated = plan.topology.world_size > 1 and hp.zero_stage == 0 and plan.engine == "torch"
-        if plan.engine == "megatron" or replicated or engine.scaler is not None:
+        among_peers = hp.collectives == "peer_copies" and hp.zero_stage == 2  # without FSDP2
+        if plan.engine == "megatron" or replicated or among_peers or engine.scaler is not None:
             raise UsageError(
-                f"engine {plan.engine}, ZeRO stage {hp.zero_stage}, precision {hp.precision} has no bare loop",
-                "take engine torch on one chip or sharded, or engine deepspeed, without a loss scaler",
+                f"engine {plan.engine}, ZeRO stage {hp.zero_stage}, collectives {hp.collectives}, precision "
+                f"{hp.precision} has no bare loop",
+                "take engine torch on one chip or sharded by FSDP2, or engine deepspeed, without a loss scaler",
             )
         self._model: Any = engine.trained_model()
         (self._optimizer,) = engine.optimizers

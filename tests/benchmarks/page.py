@@ -162,7 +162,9 @@ def _kind(record: Record, hp: HyperParameters) -> tuple[str, ...]:
     """What runs must share for their rates to be compared: work a chip and step, and what is done for it."""
     sequences = f"{hp.local_batch_size * hp.gradient_accumulation_steps} of {hp.sequence_length}"
     done = (hp.precision, hp.optimizer_state, hp.attention, hp.activation_checkpointing)
-    return f"{record.case} {record.chip}", record.engine, *done, sequences
+    assert record.plan is not None
+    shape = f", {record.plan.model.num_layers} layers" if record.plan.scaled_down else ""
+    return f"{record.case} {record.chip}{shape}", record.engine, *done, sequences
 
 
 def _name(record: Record) -> str:

@@ -19,6 +19,7 @@ import torch
 from core import plan as planning
 from core.errors import UsageError
 from core.selection import Selection, choose
+from schemas.hyperparameters import Overrides
 from tests.benchmarks.bare_loop import BareLoop
 from tests.benchmarks.host_waits import counted_waits
 from tests.benchmarks.overhead import Overhead, added_share, main
@@ -90,9 +91,17 @@ def test_on_cuda_torchs_own_warnings_are_counted_by_place(monkeypatch: pytest.Mo
     assert modes == ["warn", "default"]
 
 
-def test_an_engine_whose_step_is_more_than_a_bare_loops_is_refused() -> None:
-    (request,) = choose(Selection("llama2_70b", "H200x1x4", "tp2pp2"), print)
-    with pytest.raises(UsageError, match="engine megatron, ZeRO stage 1, precision bf16 has no bare loop"):
+@pytest.mark.parametrize(
+    ("case", "run", "what"),
+    [
+        ("llama2_70b", "tp2pp2", "engine megatron, ZeRO stage 1, collectives library"),
+        ("llama2_7b", "tuned", "engine torch, ZeRO stage 2, collectives peer_copies"),
+    ],
+)
+def test_an_engine_whose_step_is_more_than_a_bare_loops_is_refused(case: str, run: str, what: str) -> None:
+    sets: Overrides = {"collectives": "peer_copies"} if case == "llama2_7b" else {}
+    (request,) = choose(Selection(case, "H200x1x4", run, sets=sets), print)
+    with pytest.raises(UsageError, match=f"{what}, precision bf16 has no bare loop"):
         BareLoop(planning.build(request), SimpleNamespace(scaler=None), SimpleNamespace())  # type: ignore[arg-type]
 
 
