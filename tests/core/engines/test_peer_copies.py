@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-import threading
 import time
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,8 +14,9 @@ torch = pytest.importorskip("torch")
 from core.engines import peer_copies
 from core.engines.peer_copies import PeerAllGather, PeerReduceScatter
 from core.errors import DeviceError
+from tests.core.engines.rank_threads import DELAY_S, RANKS, SharedWindows, on_ranks
 
-RANKS, NUMBERS, CALLS, DELAY_S = 3, 4, 4, 0.01
+NUMBERS, CALLS = 4, 4
 CPU = torch.device("cpu")
 
 
@@ -44,52 +42,13 @@ def test_an_older_torch_trains_without_them(monkeypatch: pytest.MonkeyPatch) -> 
     assert error.value.fix == "plan collectives=library"
 
 
-class _Shared:
-    """The windows of ranks that are threads of one process; those of ``slow`` take their time to copy."""
-
-    def __init__(self, slow: int) -> None:
-        self.slow = slow
-        self.memories = [torch.zeros(RANKS * NUMBERS * 4, dtype=torch.uint8) for _ in range(RANKS)]
-        self.met = threading.Barrier(RANKS, timeout=10)
-
-    def of(self, rank: int) -> Any:
-        def part(of: int, like: torch.Tensor, offset: int = 0) -> torch.Tensor:
-            if rank == self.slow:
-                time.sleep(DELAY_S)
-            first = offset * like.element_size()
-            return self.memories[of][first : first + like.nbytes].view(like.dtype).view(like.shape)
-
-        def reserve(size_bytes: int) -> None:
-            assert size_bytes <= self.memories[rank].numel()
-
-        return SimpleNamespace(part=part, reserve=reserve, barrier=self.met.wait)
-
-
-def _on_ranks(work: Callable[[int, Any], None]) -> None:
-    """``work(rank, group)`` in a thread for each rank."""
-    failed: list[BaseException] = []
-
-    def rank_of(rank: int) -> None:
-        try:
-            work(rank, SimpleNamespace(rank=lambda: rank, size=lambda: RANKS))
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=rank_of, args=(rank,)) for rank in range(RANKS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
-
-
 def _number(call: int, rank: int) -> int:
     return 10 * call + rank
 
 
 @pytest.mark.parametrize("slow", range(RANKS))
 def test_a_rank_reads_what_its_peers_gather_now_however_slow_it_or_they_are(slow: int) -> None:
-    shared = _Shared(slow)
+    shared = SharedWindows(slow, RANKS * NUMBERS * 4)
 
     def work(rank: int, group: Any) -> None:
         gather = PeerAllGather(shared.of(rank))
@@ -99,12 +58,12 @@ def test_a_rank_reads_what_its_peers_gather_now_however_slow_it_or_they_are(slow
             gather(whole, own, group)
             assert whole.view(RANKS, NUMBERS)[:, 0].tolist() == [_number(call, peer) for peer in range(RANKS)]
 
-    _on_ranks(work)
+    on_ranks(work)
 
 
 @pytest.mark.parametrize("slow", range(RANKS))
 def test_a_rank_adds_up_what_its_peers_send_now_however_slow_it_or_they_are(slow: int) -> None:
-    shared = _Shared(slow)
+    shared = SharedWindows(slow, RANKS * NUMBERS * 4)
 
     def mean(received: torch.Tensor, out: torch.Tensor) -> None:
         time.sleep(DELAY_S)
@@ -123,4 +82,4 @@ def test_a_rank_adds_up_what_its_peers_send_now_however_slow_it_or_they_are(slow
             expected = 100 * rank + sum(_number(call, peer) for peer in range(RANKS)) / RANKS
             assert total.tolist() == [expected] * NUMBERS
 
-    _on_ranks(work)
+    on_ranks(work)
