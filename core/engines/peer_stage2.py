@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from core.engines.peer_copies import Window, make_window, mean_of_ranks, others
+from core.engines.peer_copies import Window, compiled_on, make_window, mean_of_ranks, others
 
 IN_FLIGHT = 2
 """Blocks whose gradients may wait to be reduced, in memory that a rank which is ahead waits for."""
@@ -30,7 +30,8 @@ class Unit:
         self.names = [name for name, _ in named]
         self.weights = [parameter for _, parameter in named]
         self._ranks, rank = mesh.size(), mesh.get_local_rank()
-        own = sum(part.numel() for part in self.parts(self.weights, rank))
+        own, self.slot = (sum(part.numel() for part in self.parts(self.weights, of)) for of in (rank, 0))
+        """Numbers in this rank's rows, and room for those of any one: the first has the most."""
         device = self.weights[0].device
         self.main = torch.empty(own, device=device, dtype=torch.float32)
         self.gradient: Tensor | None = None
@@ -43,11 +44,6 @@ class Unit:
     def parts(self, tensors: Sequence[Tensor], rank: int) -> list[Tensor]:
         """Of whole tensors, the rows that belong to ``rank``; as DTensor shards dimension 0."""
         return [tensor.detach()[_rows(len(tensor), rank, self._ranks)] for tensor in tensors]
-
-    @property
-    def slot(self) -> int:
-        """Room for the rows of any one rank: the first one has the most."""
-        return sum(part.numel() for part in self.parts(self.weights, 0))
 
     def tell_gradients(self) -> None:
         """Let the optimizer find the rank's part of them."""
@@ -86,8 +82,7 @@ class PeerStage2:
         self._rank, self._ranks = group.rank(), group.size()
         self._gathering, self._reducing = (SideStream(make_window(group, device), device) for _ in range(2))
         self._in_flight: deque[tuple[torch.Event | None, list[Tensor]]] = deque()
-        compiled = (lambda function: function) if device.type == "cpu" else torch.compile
-        self._mean, self._add_mean = compiled(mean_of_ranks), compiled(_add_mean)
+        self._mean, self._add_mean = (compiled_on(device, function) for function in (mean_of_ranks, _add_mean))
         left = dict(model.named_parameters())
         names = {id(parameter): name for name, parameter in left.items()}
         self.units = []

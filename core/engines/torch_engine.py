@@ -196,10 +196,9 @@ class TorchEngine(Engine):
         return init_device_mesh(self.device.type, (dist.get_world_size(),), mesh_dim_names=("shard",))
 
     def _is_stage2_among_peers(self) -> bool:
-        """Whether shards go without FSDP2; weights that are not trained have no state to shard."""
-        trains_all = self.plan.lora is None and self.plan.vision is None
+        """Whether shards go without FSDP2; a vision tower is not trained, and has no state to shard."""
         by_peers = self.hp.collectives == "peer_copies" and self.hp.zero_stage == 2
-        return by_peers and trains_all and self._keeps_main_weights()
+        return by_peers and self.plan.vision is None and self._keeps_main_weights()
 
     def _replicate(self, model: Decoder) -> DistributedDataParallel:
         devices = None if self.device.type == "cpu" else [self.device]
