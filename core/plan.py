@@ -20,12 +20,11 @@ from core.errors import UsageError
 from core.plan_checks import nearest, refusals
 from core.plugins import Vendor
 from core.proposal import Proposal
-from core.settings import Layers, plain
-from schemas.case import DataSpec, Run, TokenizerSpec
+from core.settings import Layers, Settings, plain
+from schemas.case import Run
 from schemas.chip import ChipSpec, PeakPrecision
-from schemas.evaluation import EvaluationSpec
-from schemas.hyperparameters import CheckpointFolders, HyperParameters, LoraSpec, Measure, OverrideValue
-from schemas.model import DecoderSpec, VisionSpec
+from schemas.hyperparameters import HyperParameters, Measure, OverrideValue
+from schemas.model import DecoderSpec
 from schemas.plan import Plan
 from schemas.units import Parallel, Topology
 
@@ -82,25 +81,18 @@ def build(request: Request) -> Plan:
     """Resolve one run; UsageError, with the nearest plan that works, when it cannot be."""
     loaded, config, vendor = request.loaded, request.config, request.vendor
     layers, tuned = _layers(request)
-    hp, model = layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
-    measure, data = layers.section("measure.", Measure), layers.section("data.", DataSpec)
-    tokenizer = layers.section("tokenizer.", TokenizerSpec)
-    vision = layers.optional_section("vision", VisionSpec)
-    lora = layers.optional_section("lora", LoraSpec)
-    evaluation = layers.optional_section("evaluation", EvaluationSpec)
-    weights = layers.values["weights"]
+    settings = layers.settings()
+    hp, model = settings.hyper_parameters, settings.model
     chip = vendor.chip(config.value.topology.chip)
     topology = _topology(config, chip, request.world)
     engine, layers.origins["engine"] = _engine(request)
-    _require_ability(engine_spec(engine), vision, lora, evaluation)
-    sequences = None if data.path is not None else data.generated_sequences
-    proposal = Proposal(
-        engine_spec(engine).name, chip, topology, hp, model, sequences, data.format, lora is not None
-    )
+    _require_ability(engine_spec(engine), settings)
+    proposal = _proposal(engine, chip, topology, settings)
     _refuse(proposal)
     parallel = Parallel(tp=hp.tensor_parallel, pp=hp.pipeline_parallel, dp=proposal.data_parallel)
-    unofficial = _unofficial_reason(request, layers.origins["engine"], measure, chip)
+    unofficial = _unofficial_reason(request, layers.origins["engine"], settings.measure, chip)
     plan = Plan(
+        **vars(settings),
         case=loaded.case.name,
         case_location=loaded.location,
         config=config.value.name,
@@ -110,16 +102,6 @@ def build(request: Request) -> Plan:
         engine=engine,
         chip=chip,
         topology=topology,
-        hyper_parameters=hp,
-        measure=measure,
-        model=model,
-        tokenizer=tokenizer,
-        data=data,
-        weights=None if weights is None else str(weights),
-        vision=vision,
-        lora=lora,
-        evaluation=evaluation,
-        checkpoint=layers.section("checkpoint.", CheckpointFolders),
         fix_hp={key: plain(layers.values[key]) for key in dict.fromkeys((*tuned, *request.changed))},
         remark=request.run.remark,
         origins=layers.origins,
@@ -131,11 +113,25 @@ def build(request: Request) -> Plan:
         engine_config=_engine_config(engine, hp, model, parallel),
         launch=launch.command(topology, request.words),
         launch_env={},
-        scaled_down=(model, vision) != (loaded.case.model, loaded.case.vision),
+        scaled_down=(model, settings.vision) != (loaded.case.model, loaded.case.vision),
         official=unofficial is None,
         unofficial_reason=unofficial,
     )
     return plan.model_copy(update={"launch_env": vendor.launch_env(plan)})
+
+
+def _proposal(engine: str, chip: ChipSpec, topology: Topology, settings: Settings) -> Proposal:
+    data = settings.data
+    return Proposal(
+        engine,
+        chip,
+        topology,
+        settings.hyper_parameters,
+        settings.model,
+        generated_sequences=None if data.path is not None else data.generated_sequences,
+        data_format=data.format,
+        adapters=settings.lora is not None,
+    )
 
 
 def _engine_config(
@@ -202,13 +198,11 @@ def _topology(config: Config, chip: ChipSpec, world: tuple[int, int] | None) -> 
     return actual
 
 
-def _require_ability(
-    engine: EngineSpec, vision: VisionSpec | None, lora: LoraSpec | None, evaluation: EvaluationSpec | None
-) -> None:
+def _require_ability(engine: EngineSpec, settings: Settings) -> None:
     """UsageError where the engine lacks what the case needs; no setting could change that."""
-    lacking = [] if vision is None or engine.sees_images else ["takes no images"]
-    lacking += [] if lora is None or engine.trains_adapters else ["trains no LoRA adapters"]
-    lacking += [] if evaluation is None or engine.evaluates else ["evaluates no model"]
+    lacking = [] if settings.vision is None or engine.sees_images else ["takes no images"]
+    lacking += [] if settings.lora is None or engine.trains_adapters else ["trains no LoRA adapters"]
+    lacking += [] if settings.evaluation is None or engine.evaluates else ["evaluates no model"]
     if lacking:
         raise UsageError(f"engine {engine.name} {' and '.join(lacking)}", "use engine torch or deepspeed")
 

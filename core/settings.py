@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from core.errors import UsageError
 from schemas.base import Schema, problems
 from schemas.case import Case, DataSpec, TokenizerSpec
 from schemas.evaluation import EvaluationSpec
-from schemas.hyperparameters import CheckpointFolders, LoraSpec, Measure, OverrideValue
+from schemas.hyperparameters import CheckpointFolders, HyperParameters, LoraSpec, Measure, OverrideValue
 from schemas.model import DecoderSpec, VisionSpec
 from schemas.units import Unit
 
@@ -33,6 +34,22 @@ RUN_SECTIONS: Mapping[str, type[Schema]] = {"checkpoint": CheckpointFolders}
 """Dotted settings that no case has."""
 
 S = TypeVar("S", bound=Schema)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all layers come to, each field as a plan has it."""
+
+    hyper_parameters: HyperParameters
+    measure: Measure
+    model: DecoderSpec
+    data: DataSpec
+    tokenizer: TokenizerSpec
+    vision: VisionSpec | None
+    lora: LoraSpec | None
+    evaluation: EvaluationSpec | None
+    checkpoint: CheckpointFolders
+    weights: str | None
 
 
 class Layers:
@@ -67,6 +84,22 @@ class Layers:
             self.values[key] = value
             self.origins[key] = origin
 
+    def settings(self) -> Settings:
+        """All sections, typed as ``section`` does it."""
+        weights = self.values["weights"]
+        return Settings(
+            hyper_parameters=self.section("", HyperParameters),
+            model=self.section("model.", DecoderSpec),
+            measure=self.section("measure.", Measure),
+            data=self.section("data.", DataSpec),
+            tokenizer=self.section("tokenizer.", TokenizerSpec),
+            vision=self._optional_section("vision", VisionSpec),
+            lora=self._optional_section("lora", LoraSpec),
+            evaluation=self._optional_section("evaluation", EvaluationSpec),
+            checkpoint=self.section("checkpoint.", CheckpointFolders),
+            weights=None if weights is None else str(weights),
+        )
+
     def section(self, prefix: str, schema: type[S]) -> S:
         """The section, its values typed from here on; UsageError names layer, field and value of what is wrong."""
         data = {name: self.values[prefix + name] for name in schema.model_fields}
@@ -77,7 +110,7 @@ class Layers:
         self.values |= {prefix + name: getattr(section, name) for name in schema.model_fields}
         return section
 
-    def optional_section(self, name: str, schema: type[S]) -> S | None:
+    def _optional_section(self, name: str, schema: type[S]) -> S | None:
         """As ``section``; None where the case has no such section."""
         known = any(key.startswith(f"{name}.") for key in self.values)
         return self.section(f"{name}.", schema) if known else None
