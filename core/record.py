@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -82,60 +82,74 @@ def _build(
     first_rank = [event for event in events if event.rank == 0]
     device = last_of_kind(first_rank, ev.DeviceEvent)
     model = last_of_kind(first_rank, ev.ModelEvent)
-    data = last_of_kind(first_rank, ev.DataEvent)
-    steps = of_kind(first_rank, ev.StepEvent)
-    window = last_of_kind(first_rank, ev.WindowEvent)
     parameters = None if model is None else summary.parameters(model)
     throughput = summary.throughput(plan, events)
     emulated = plan.chip.emulated or (device is not None and device.device.emulated)
-    unofficial = plan.unofficial_reason or _short_window(plan, window)
-    traced = last_of_kind(first_rank, ev.ProfileEvent)
-    told = of_kind(first_rank, ev.AccuracyEvent)
+    unofficial = plan.unofficial_reason or _short_window(plan, last_of_kind(first_rank, ev.WindowEvent))
     said = dict.fromkeys(event.message for event in of_kind(events, ev.WarningEvent))  # ranks often say the same
     return rec.Record(
+        **_planned(plan),
+        **_told(plan, first_rank),
         id=record_id,
         status=status,
         reason=reason,
         source="measured",
         official=unofficial is None,
         unofficial_reason=unofficial,
-        scaled_down=plan.scaled_down,
         emulated=emulated,
-        weights=model.weights if model else _weights(plan),
-        data=data.data if data else ("generated" if plan.data.path is None else plan.data.name),
-        case=plan.case,
-        vendor=plan.vendor,
-        chip=plan.chip.name,
-        topology=plan.topology,
-        engine=plan.engine,
-        run=plan.run,
-        precision=plan.hyper_parameters.precision,
-        parallel=plan.parallel,
-        fix_hp=plan.fix_hp,
         throughput=throughput,
         mfu=rec.Mfu(missing="an emulated device") if emulated else _mfu(plan, parameters, throughput),
         memory=summary.memory(events),
-        loss=summary.loss(steps),
-        accuracy={event.benchmark: event.accuracy for event in told},
         aligned=alignment.aligned if alignment else None,
         alignment=alignment,
         telemetry=summary.telemetry(events, throughput),
-        profile=traced.profile if traced else None,
         parameters=parameters,
         tokens_trained=summary.tokens_trained(plan, events),
-        epochs=window.epochs if window else None,
-        data_manifest_sha256=data.manifest_sha256 if data else None,
-        weights_sha256=model.weights_sha256 if model else None,
-        environment=device.environment if device else {},
-        math_mode=device.device.math_mode if device else {},
-        optimizer=model.optimizer if model else None,
         warnings=(*said, *stragglers(events), *_spread_warning(plan, throughput)),
         startup_seconds=summary.startup_seconds(first_rank, outcome.begun_unix_s),
         started_unix_s=min((event.time_unix_s for event in events), default=None),
         duration_s=max((event.elapsed_s for event in events), default=None),
         command=outcome.command,
-        plan=plan,
     )
+
+
+def _planned(plan: Plan) -> dict[str, Any]:
+    """The record's fields that are the plan's."""
+    return {
+        "plan": plan,
+        "case": plan.case,
+        "vendor": plan.vendor,
+        "chip": plan.chip.name,
+        "topology": plan.topology,
+        "engine": plan.engine,
+        "run": plan.run,
+        "precision": plan.hyper_parameters.precision,
+        "parallel": plan.parallel,
+        "fix_hp": plan.fix_hp,
+        "scaled_down": plan.scaled_down,
+    }
+
+
+def _told(plan: Plan, first_rank: Sequence[ev.Event]) -> dict[str, Any]:
+    """The record's fields that rank 0 speaks for all of: machine, model, data and what became of the training."""
+    device = last_of_kind(first_rank, ev.DeviceEvent)
+    model = last_of_kind(first_rank, ev.ModelEvent)
+    data = last_of_kind(first_rank, ev.DataEvent)
+    window = last_of_kind(first_rank, ev.WindowEvent)
+    traced = last_of_kind(first_rank, ev.ProfileEvent)
+    return {
+        "environment": device.environment if device else {},
+        "math_mode": device.device.math_mode if device else {},
+        "weights": model.weights if model else _weights(plan),
+        "weights_sha256": model.weights_sha256 if model else None,
+        "optimizer": model.optimizer if model else None,
+        "data": data.data if data else ("generated" if plan.data.path is None else plan.data.name),
+        "data_manifest_sha256": data.manifest_sha256 if data else None,
+        "loss": summary.loss(of_kind(first_rank, ev.StepEvent)),
+        "epochs": window.epochs if window else None,
+        "accuracy": {event.benchmark: event.accuracy for event in of_kind(first_rank, ev.AccuracyEvent)},
+        "profile": traced.profile if traced else None,
+    }
 
 
 def _weights(plan: Plan) -> Literal["random", "pretrained"]:
