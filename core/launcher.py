@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from rich.console import Console
 
@@ -83,16 +84,7 @@ def launch_run(  # noqa: PLR0913, PLR0917 - what, where, and who is told
     ballast.write_bytes(bytes(BALLAST_BYTES))
     oom_kills = _kernel_oom_kills()
     with _caught_interrupts() as interrupts, (run_dir / AGENT_LOG).open("wb") as log:
-        # A session of its own: Ctrl-C reaches this process alone, which then ends the workers in order.
-        agent = subprocess.Popen(
-            [sys.executable, *plan.launch[1:]],  # the plan says `python`, so that records hold no local path
-            env=launch.environment(plan, run_dir),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=process.die_with_parent_in_child,  # noqa: PLW1509 - takes no lock of another thread
-        )
+        agent = _start_agent(plan, run_dir, log)
         view = open_view(plan, ranks, console, time.monotonic())
         try:
             hang = _watch(plan, ranks, agent, run_dir, view, listener, interrupts)
@@ -114,6 +106,19 @@ def launch_run(  # noqa: PLR0913, PLR0917 - what, where, and who is told
     ballast.unlink(missing_ok=True)
     write_outcome(run_dir, outcome)
     return outcome
+
+
+def _start_agent(plan: Plan, run_dir: Path, log: BinaryIO) -> subprocess.Popen[bytes]:
+    """In a session of its own: Ctrl-C reaches this process alone, which then ends the workers in order."""
+    return subprocess.Popen(
+        [sys.executable, *plan.launch[1:]],  # the plan says `python`, so that records hold no local path
+        env=launch.environment(plan, run_dir),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=process.die_with_parent_in_child,  # noqa: PLW1509 - takes no lock of another thread
+    )
 
 
 def write_outcome(run_dir: Path, outcome: Outcome) -> None:
