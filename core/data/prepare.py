@@ -51,11 +51,7 @@ def prepare(  # noqa: PLR0913 - one parameter for each option of the command
     facts: dict[str, Any] = {
         "name": name,
         "generated": generated,
-        "dtype": "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
-        "vocab_size": tokenizer.vocab_size,
-        "bos_id": _piece(tokenizer.bos_id, "BOS", tokenizer_path) if add_bos else None,
-        "eos_id": _piece(tokenizer.eos_id, "EOS", tokenizer_path) if add_eos else None,
-        "tokenizer_sha256": tokenizer.sha256,
+        **_vocabulary(tokenizer, tokenizer_path, add_bos=add_bos, add_eos=add_eos),
         "sources": tuple(one.source for one in files),
     }
     _check_name(facts)
@@ -119,6 +115,17 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, letters = [], 0
     if batch:
         yield batch
+
+
+def _vocabulary(tokenizer: Tokenizer, path: Path, *, add_bos: bool, add_eos: bool) -> dict[str, Any]:
+    """The manifest's fields that say what the ids mean, and how wide they are."""
+    return {
+        "dtype": "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": _piece(tokenizer.bos_id, "BOS", path) if add_bos else None,
+        "eos_id": _piece(tokenizer.eos_id, "EOS", path) if add_eos else None,
+        "tokenizer_sha256": tokenizer.sha256,
+    }
 
 
 def _piece(piece: int | None, kind: str, tokenizer_path: Path) -> int:
