@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from core.dtensors import local_part
 from schemas.hyperparameters import HyperParameters
 
 STOCHASTIC_BITS = 16
@@ -104,11 +104,6 @@ class StochasticAdamW(torch.optim.Optimizer):
         if self.grad_scale is not None:
             numbers[-1] = self.grad_scale
         return numbers
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """This rank's part, without the autograd history of a parameter."""
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def _update(tensors: list[Tensor], numbers: Tensor, seed: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
+from core.dtensors import as_dtensor
 from core.engines.peer_copies import Window, compiled_on, make_window, mean_of_ranks, others
 
 IN_FLIGHT = 2
@@ -56,14 +57,7 @@ class Unit:
         parts = self.parts(self.weights, rank)
         views = torch.split(flat, [part.numel() for part in parts])
         return [
-            DTensor.from_local(
-                view.view(part.shape),
-                mesh,
-                [Shard(0)],
-                run_check=False,
-                shape=weight.shape,
-                stride=weight.stride(),
-            )
+            as_dtensor(view.view(part.shape), weight, mesh, [Shard(0)])
             for view, part, weight in zip(views, parts, self.weights, strict=True)
         ]
 

@@ -30,13 +30,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from core.checkpoint.tensors import read_part
 from core.data.loader import StepBatch
+from core.dtensors import as_dtensor, local_part
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
 from core.memory_estimate import keeps_main_weights
 from core.models.adapters import released_name
 from core.models.decoder import Decoder
 from core.models.initialise import count_parameters, place_dtensor, place_plain
 from core.optimizer_state import LossScaler, moment
-from core.optimizers import StochasticAdamW, build_optimizer, local_part
+from core.optimizers import StochasticAdamW, build_optimizer
 from core.trace import optimizer_range
 from schemas.checkpoint import Part
 
@@ -141,7 +142,10 @@ class TorchEngine(Engine):
                 yield name, parameter.data
             elif parameter.requires_grad:
                 held = moment(self._optimizer, parameter, part)
-                yield name, _as_sharded(parameter, held) if isinstance(parameter, DTensor) else held
+                if isinstance(parameter, DTensor) and not isinstance(held, DTensor):
+                    # Some optimizers keep the plain local part.
+                    held = as_dtensor(held, parameter, parameter.device_mesh, parameter.placements)
+                yield name, held
 
     def _keeps_main_weights(self) -> bool:
         kept_apart = self._frozen_type() is not None  # the trained ones are fp32 themselves
@@ -269,13 +273,3 @@ class TorchEngine(Engine):
             else:
                 torch._foreach_mul_(grads, coefficient)
         return norm
-
-
-def _as_sharded(parameter: DTensor, held: Tensor) -> Tensor:
-    """A moment as a DTensor; some optimizers keep the plain local part."""
-    if isinstance(held, DTensor):
-        return held
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return DTensor.from_local(
-        held, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
-    )

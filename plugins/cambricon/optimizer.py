@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.optimizers import local_part
+from core.dtensors import local_part
 
 SETTINGS = ("params", "lr", "betas", "eps", "weight_decay")
 DECOUPLED_DECAY = 1
