@@ -183,6 +183,22 @@ class Engine(ABC):
         else:
             initialise_random(targets, self.plan.model, self.hp.seed, place)
 
+    def fill_main_weights(
+        self,
+        targets: Iterable[tuple[str, T]],
+        place: Place[T],
+        elsewhere: Collection[str] = (),
+        naming: Naming = PLAIN,
+    ) -> None:
+        """As ``initialise``, where a framework keeps main weights beside 16-bit parameters.
+
+        Its own are the parameters' values, which were rounded to 16 bits: from there, updates of less than half a
+        step between two 16-bit numbers would at first change no parameter at all, where on engine torch they
+        change their share of them. A checkpoint's are restored later.
+        """
+        if "main_weights" in self.parts and self.plan.checkpoint.load is None:
+            self.initialise(targets, place, elsewhere, naming)
+
     def gradient_scale(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """Factor for a rank's summed loss, and the global batch's label tokens, both on the device.
 

@@ -57,8 +57,7 @@ class DeepSpeedEngine(Engine):
             model=model, optimizer=optimizer, config=dict(self.plan.engine_config), dist_init_required=False
         )
         self._state = DeepSpeedState(self._engine, optimizer, self.hp.zero_stage)
-        if "main_weights" in self.parts and self.plan.checkpoint.load is None:  # a checkpoint's are restored later
-            self._fill_main_weights()
+        self.fill_main_weights(self._wholes(model), self._write_main_weight, naming=model.naming)
         return self.facts(counted, optimizer)
 
     def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
@@ -133,20 +132,13 @@ class DeepSpeedEngine(Engine):
         """DeepSpeed links the moments to the parameters after the first step."""
         self._state.allocate()
 
-    def _fill_main_weights(self) -> None:
-        """The values as they are: DeepSpeed's own are those of the parameters, which were rounded to 16 bits.
+    def _wholes(self, model: nn.Module) -> Iterator[tuple[str, _Whole]]:
+        for name, parameter in model.named_parameters():
+            yield name, _Whole(parameter, self._shapes[released_name(name)], self.device)
 
-        From there, updates of less than half a step between two 16-bit numbers would at first change no parameter
-        at all, where on engine torch they change their share of them.
-        """
-
-        def place(target: _Whole, full: Tensor) -> None:
-            if target.parameter.requires_grad:
-                self._state.write(target.parameter, "main_weights", full.to(target.device))
-
-        named = self._engine.module.named_parameters()
-        wholes = [(name, _Whole(p, self._shapes[released_name(name)], self.device)) for name, p in named]
-        self.initialise(wholes, place, naming=self.decoder(self._engine.module).naming)
+    def _write_main_weight(self, target: _Whole, full: Tensor) -> None:
+        if target.parameter.requires_grad:
+            self._state.write(target.parameter, "main_weights", full.to(target.device))
 
     def _parameters_of(self, part: Part) -> list[tuple[str, nn.Parameter]]:
         named = self._engine.module.named_parameters()

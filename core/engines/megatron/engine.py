@@ -68,8 +68,7 @@ class MegatronEngine(Engine):
         self._chunks = self._replicate(stages)
         self._optimizer = self._build_optimizer(optimizer_wrap)
         self._state = MegatronState(self._optimizer, self.data_group)
-        if "main_weights" in self.parts:
-            self._fill_main_weights()
+        self.fill_main_weights(self._released.items(), partial(self._write, "main_weights"), self._elsewhere)
         self._run_schedule = get_forward_backward_func()
         self._cross_entropy = self._scale = torch.zeros((), device=self.device)
         return self.facts(counted, self._optimizer.chained_optimizers[0].optimizer)
@@ -169,14 +168,6 @@ class MegatronEngine(Engine):
             self._released |= released_tensors(stage, self.plan.model, attention, split)
         self._elsewhere = released_names(self.plan.model, attention) - self._released.keys()
         self.initialise(self._released.items(), place, self._elsewhere)
-
-    def _fill_main_weights(self) -> None:
-        """The values as they are: Megatron's own are those of the parameters, which were rounded to 16 bits.
-
-        From there, updates of less than half a step between two 16-bit numbers would at first change no parameter
-        at all, where on engine torch they change their share of them.
-        """
-        self.initialise(self._released.items(), partial(self._write, "main_weights"), self._elsewhere)
 
     def _write(self, part: Part, target: Released, full: Tensor) -> None:
         for piece, own in target.parts(full):
