@@ -65,8 +65,11 @@ class LoadedCase:
         raise UsageError(f"case {self.case.name!r} has no config {name!r}", f"use one of: {known}{silent}")
 
 
-def resolve(argument: str) -> LoadedCase:
-    """The case that ``argument`` means: a case folder, or the name (last path component) of an installed case."""
+def resolve(argument: str, alternative: str | None = None) -> LoadedCase:
+    """The case that ``argument`` means: a case folder, or the name (last path component) of an installed case.
+
+    UsageError where it means none; it names the ``alternative`` that the argument could have been, too.
+    """
     folder = Path(argument)
     if (folder / "__init__.py").is_file():
         return _from_folder(folder.resolve())
@@ -75,7 +78,9 @@ def resolve(argument: str) -> LoadedCase:
     entries = [entry for entry in entry_points(GROUP) if entry.name in (name, name.replace(".", "_"))]
     if not entries:
         known = ", ".join(sorted({entry.name for entry in entry_points(GROUP)}))
-        raise UsageError(f"no case {argument!r}", f"give a case folder, or one of: {known}")
+        kinds = "case" if alternative is None else f"case and no {alternative}"
+        give = "a case folder" if alternative is None else f"a case folder, a {alternative}"
+        raise UsageError(f"no {kinds} {argument!r}", f"give {give}, or one of: {known}")
     if len(entries) > 1:
         owners = " and ".join(distribution_of(entry) for entry in entries)
         raise UsageError(
@@ -202,8 +207,9 @@ def _guarded(action: Callable[[], T], source: object) -> T:
 def _attribute(module: ModuleType, name: str, expected: type[T]) -> T:
     value = getattr(module, name, None)
     if not isinstance(value, expected):
+        what = "is missing" if value is None else f"is {type(value).__name__}, not a {expected.__name__}"
         raise UsageError(
-            f"{module.__file__}: {name} is {type(value).__name__}, not a {expected.__name__}",
+            f"{module.__file__}: {name} {what}",
             f"define {name} = {expected.__name__}(...)",
         )
     return value

@@ -40,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if word in VERBS), None)
-    arguments = _parser(verb).parse_args(words)
+    parser, own = _parsers(verb)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        own.error(_unknown(verb, unknown))
     try:
         module = _command(arguments.verb)
         code = int(module.execute(arguments, new_console(stderr=True)))
@@ -59,18 +62,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parser(verb: str | None) -> argparse.ArgumentParser:
-    """The parser; only the chosen verb's own options are loaded."""
+def _parsers(verb: str | None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The whole parser and the chosen verb's, whose own options alone are loaded."""
     parser = argparse.ArgumentParser(
         prog="accelmark", description="Measures how well AI accelerators train large language models."
     )
+    own = parser
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, summary in VERBS.items():
         sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name == verb:
+            own = sub
             _command(name).add_arguments(sub)
-    return parser
+    return parser, own
+
+
+def _unknown(verb: str | None, words: Sequence[str]) -> str:
+    """What is said of words that no option takes."""
+    options = [word for word in words if word.startswith("-")]
+    hint = "; settings are changed by --set KEY=VALUE" if verb == "run" and options else ""
+    return f"unrecognized arguments: {' '.join(words)}{hint}"
 
 
 def _command(verb: str) -> ModuleType:

@@ -6,6 +6,7 @@ import contextlib
 from typing import NoReturn
 
 from rich.console import Console
+from rich.table import Column, Table
 
 
 class PlainConsole(Console):
@@ -17,6 +18,15 @@ class PlainConsole(Console):
     def on_broken_pipe(self) -> NoReturn:
         """Raise BrokenPipeError, where rich would close stdout (also for a console of stderr) and exit."""
         raise  # noqa: PLE0704 - rich calls this while it handles the error
+
+
+def table_of(*names: str, whole: int = 0, title: str | None = None) -> Table:
+    """A table of columns ``names`` of which a narrow terminal cuts nothing off: it breaks lines.
+
+    In the first ``whole`` columns not even lines are broken, so that names can be copied.
+    """
+    columns = (Column(name, overflow="fold", no_wrap=place < whole) for place, name in enumerate(names))
+    return Table(*columns, title=title)
 
 
 def complain(console: Console, text: str) -> None:

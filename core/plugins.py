@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from schemas.units import Topology
 
 GROUP = "accelmark.vendors"
+LAUNCHER_HOOKS = ("chips", "probe", "hardware_configs", "tune", "launch_env")
+"""Hooks that are asked before any worker is started."""
 
 
 class Vendor:
@@ -131,7 +133,16 @@ class Vendor:
 
     def _ask(self, hook: str, expected: Any, **arguments: Any) -> Any:
         """Call a hook and hold its answer against the type that the hook promises."""
-        answer = getattr(self._manager.hook, hook)(**arguments)
+        try:
+            answer = getattr(self._manager.hook, hook)(**arguments)
+        except Exception as error:
+            # In a worker the error's own type tells how the run ended, and its traceback goes to the rank's log.
+            if hook not in LAUNCHER_HOOKS or isinstance(error, AccelMarkError):
+                raise
+            raise DeviceError(
+                f"vendor {self.name!r} ({self.distribution}), hook {hook}: {one_line(error)}",
+                f"repair the plugin's `{hook}`; --debug shows where it fails",
+            ) from error
         if answer is None or answer == []:
             return None
         try:

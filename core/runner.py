@@ -65,6 +65,7 @@ def run(options: Options, console: Console) -> list[Record]:
         selection.require_chips(request)
         selection.require_packages(engine_spec(plan.engine))
         selection.require_extras(plan)
+        selection.require_paths(plan)
     records: list[Record] = []
     begun_unix_s = process.started_unix_s()
     for plan in planned:
@@ -133,6 +134,7 @@ def run_pod(options: Options, node: Node, console: Console) -> tuple[list[Record
         selection.require_chips(request)
         selection.require_packages(engine_spec(plan.engine))
         selection.require_extras(plan)
+        selection.require_paths(plan)
     records: list[Record] = []
     begun_unix_s = process.started_unix_s()
     for number, plan in enumerate(planned):

@@ -21,7 +21,8 @@ def create(kind: Literal["vendor", "case"], name: str, out: Path) -> Path:
     """
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} cannot be the name of a {kind}", "take lower-case letters, digits and _, 30 at most: acme"
+            f"{name!r} cannot be the name of a {kind}",
+            "take lower-case letters, digits and _, 30 at most, the first one a letter",
         )
     folder = out / FOLDERS[kind].format(name.replace("_", "-"))
     if folder.exists():

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from core import plugins
 from core.cases import Config, LoadedCase, resolve
@@ -148,6 +149,22 @@ def require_extras(plan: Plan) -> None:
             f"case {plan.case!r} needs {' and '.join(missing)}, not installed for {sys.executable}",
             f"pip install 'accelmark[{','.join(sorted(set(missing.values())))}]'",
         )
+
+
+def require_paths(plan: Plan) -> None:
+    """UsageError unless all that the plan says is to be read lies on this machine."""
+    paths = {
+        "data.path": plan.data.path,
+        "tokenizer.path": plan.tokenizer.path,
+        "evaluation.path": None if plan.evaluation is None else plan.evaluation.path,
+        "weights": plan.weights,
+        "checkpoint.load": plan.checkpoint.load,
+    }
+    for key, path in paths.items():
+        if path is not None and not Path(path).expanduser().exists():
+            raise UsageError(
+                f"{plan.origins[key]}: {key}={path} is not on this machine", f"correct {key}, or leave it out"
+            )
 
 
 def missing_packages(engine: EngineSpec) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Console
@@ -11,8 +12,9 @@ from rich.table import Table
 
 from core import plugins
 from core.cli import new_console, print_json
+from core.console import table_of
 from core.errors import ThresholdError, UsageError
-from core.testing.catalog import CHECKS, check_called
+from core.testing.catalog import check_called
 from core.testing.conformance import Conformance
 from schemas.conformance import ConformanceReport
 
@@ -26,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--only", metavar="CHECK", action="append", default=[],
-        help="run this check and what it needs, of all; repeatable",
+        help="run this check and those that it needs (default: all of them); repeatable",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR",
-        help=f"where the folder with {REPORT_FILE}, logs and runs goes",
+        help=f"where the folder with {REPORT_FILE}, logs and runs goes (default: runs)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the report as one object on stdout")
 
@@ -42,8 +44,11 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
     vendor = plugins.select(arguments.vendor)
     folder = _new_folder(arguments.out, vendor.name)
     conformance = Conformance(vendor, folder, arguments.only)
-    for number, result in enumerate(conformance.results(), start=1):
-        console.print(f"{number}/{len(CHECKS)} {result.id}: {result.verdict}", soft_wrap=True)
+    done = 0
+    for result in conformance.results():
+        if result.id in conformance.wanted:
+            done += 1
+            console.print(f"{done}/{len(conformance.wanted)} {result.id}: {result.verdict}", soft_wrap=True)
     report = conformance.report()
     file = folder / REPORT_FILE
     file.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -51,7 +56,9 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.json:
         print_json(report.model_dump(mode="json"))
     else:
-        new_console().print(table(report))
+        stdout = new_console()
+        stdout.print(table(report, conformance.wanted))
+        stdout.print(summary(report), soft_wrap=True)
     failed = [result.id for result in report.results if result.verdict == "failed"]
     if failed:
         raise ThresholdError(
@@ -77,12 +84,17 @@ def _new_folder(out: Path, vendor: str) -> Path:
     raise UsageError(f"{out} holds a thousand folders of this second", "name another one with --out")
 
 
-def table(report: ConformanceReport) -> Table:
-    """One row a check: its verdict, and why or what was measured."""
-    what = report.chip or "no chip here"
-    emulated = ", emulated" if report.emulated else ""
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in report.counts.items())
-    shown = Table("check", "verdict", "", title=f"{report.vendor} ({what}{emulated}): {counts}")
-    for result in report.results:
+def table(report: ConformanceReport, wanted: Collection[str]) -> Table:
+    """One row for each check that was ``wanted``: its verdict, and why or what was measured."""
+    shown = table_of("check", "verdict", "", whole=2)
+    for result in (result for result in report.results if result.id in wanted):
         shown.add_row(result.id, result.verdict, result.reason or result.detail)
     return shown
+
+
+def summary(report: ConformanceReport) -> str:
+    """Whose plugin it is, on which chip, and how many checks ended how."""
+    what = report.chip or "without a chip"
+    emulated = ", emulated" if report.emulated else ""
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in report.counts.items())
+    return f"{report.vendor} ({what}{emulated}): {counts}"

@@ -60,7 +60,7 @@ def _engines() -> Iterator[Check]:
     for engine in ENGINES:
         missing = missing_packages(engine)
         if missing:
-            text = f"needs {', '.join(missing)}: pip install 'accelmark[train]' and the engine's extra"
+            text = f"needs {', '.join(missing)}: pip install 'accelmark[{engine.extra}]'"
             yield Check(f"engine {engine.name}", "note", text)
         else:
             versions = ", ".join(f"{name} {_version(name)}" for name in engine.packages)
@@ -87,7 +87,7 @@ def _vendors() -> Iterator[Check]:
         elif names.count(found.name) > 1:
             yield Check(what, "problem", f"provided twice; choose with --vendor {found.name}@{found.distribution}")
         else:
-            yield Check(what, "ok", f"{len(found.vendor.chips)} chips")
+            yield Check(what, "ok", ", ".join(chip.name for chip in found.vendor.chips))
 
 
 def _user_chips() -> Iterator[Check]:
@@ -101,11 +101,10 @@ def _user_chips() -> Iterator[Check]:
 def _chips() -> Iterator[Check]:
     present, failed = plugins.probe_all()
     for found in present:
-        count = "any number of" if found.result.count is None else found.result.count
-        name = found.result.chip or "unknown chip"
-        yield Check(
-            "chips here", "ok", f"{count} × {name} ({found.result.device_name}), vendor {found.vendor.name}"
-        )
+        result = found.result
+        count = "" if result.count is None else f"{result.count} × "  # any number of workers can share a CPU
+        text = f"{count}{result.chip or 'unknown chip'} ({result.device_name}), vendor {found.vendor.name}"
+        yield Check("chips here", "ok", text)
     for name, reason in failed.items():
         yield Check("chips here", "note", f"vendor {name} could not look: {reason}")
 

@@ -15,7 +15,10 @@ KINDS = ("vendors", "chips", "cases", "configs", "engines")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``list``."""
-    parser.add_argument("kind", nargs="?", choices=KINDS, default="cases", metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument(
+        "kind", nargs="?", choices=KINDS, default="cases", metavar="KIND",
+        help=f"{', '.join(KINDS)} (default: cases)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="an array of objects on stdout")
 
 
@@ -25,26 +28,32 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.json:
         print_json(rows)
         return 0
-    from rich.table import Table
+    from core.console import table_of
 
-    table = Table(*(rows[0] if rows else ("nothing installed",)))
+    table = table_of(*(rows[0] if rows else ("nothing installed",)), whole=2)
     for row in rows:
-        table.add_row(*("/" if value is None else str(value) for value in row.values()))
+        table.add_row(*map(_cell, row.values()))
     new_console().print(table)
     return 0
 
 
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "/" if value is None else str(value)
+
+
 def _rows(kind: str) -> list[dict[str, object]]:
-    """One flat object a row; every row of a kind has the same keys."""
+    """One object a row; every row of a kind has the same keys."""
     if kind == "engines":
         from core.engines.catalog import ENGINES
 
         return [
             {
                 "engine": engine.name,
-                "precisions": ", ".join(engine.precisions),
-                "zero_stages": ", ".join(map(str, engine.zero_stages)),
-                "packages": ", ".join(engine.packages),
+                "precisions": [*engine.precisions],
+                "zero_stages": [*engine.zero_stages],
+                "packages": [*engine.packages],
             }
             for engine in ENGINES
         ]
@@ -81,8 +90,7 @@ def _case_rows(kind: str) -> list[dict[str, object]]:
                 "config": config.value.name,
                 "vendor": config.value.vendor,
                 "engine": config.value.engine,
-                "runs": ", ".join(run.id for run in config.value.runs),
-                "from": config.source,
+                "runs": [run.id for run in config.value.runs],
             }
             for name, _, loaded, _ in installed()
             if loaded
@@ -94,7 +102,7 @@ def _case_rows(kind: str) -> list[dict[str, object]]:
             "distribution": distribution,
             "status": "ok" if loaded else "broken",
             "reason": reason,
-            "configs": ", ".join(config.value.name for config in loaded.configs) if loaded else "",
+            "configs": [config.value.name for config in loaded.configs] if loaded else [],
         }
         for name, distribution, loaded, reason in installed()
     ]

@@ -13,7 +13,9 @@ from core.scaffold import create
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``new-vendor``."""
     parser.add_argument("name", metavar="NAME", help="the vendor's name, as `--vendor` will take it")
-    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where its folder goes")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="where its folder goes (default: here)"
+    )
 
 
 def execute(arguments: argparse.Namespace, console: Console) -> int:

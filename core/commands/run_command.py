@@ -31,9 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="sets",
-        help="change a setting, to try things out (the record is then not official); repeatable",
+        help="change a setting of those that --dry-run lists: to say where data and weights lie, or to try things "
+        "out (the record is then not official); repeatable",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (default: runs)"
+    )
     parser.add_argument(
         "--resume", type=Path, metavar="RUN_DIR",
         help="in the place of CASE: go on with the runs of that run's config that lack an ok record beside it",
@@ -77,7 +80,9 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _resumed(arguments: argparse.Namespace) -> runner.Options:
-    given = [name for name in ("case", "config", "run", "vendor", "engine", "sets") if getattr(arguments, name)]
+    options = {"case": "CASE", "config": "--config", "run": "--run", "vendor": "--vendor", "engine": "--engine",
+               "sets": "--set"}  # fmt: skip
+    given = [shown for name, shown in options.items() if getattr(arguments, name)]
     if given:
         raise UsageError(
             f"--resume takes what is run from the folder, not from {', '.join(given)}", "leave the rest out"

@@ -26,9 +26,9 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.json:
         print_json(value.model_dump(mode="json"))
         return 0
-    from rich.table import Table
+    from core.console import table_of
 
-    table = Table("field", "value")
+    table = table_of("field", "value")
     for field, content in _flat("", value.model_dump(mode="json")):
         table.add_row(field, content)
     new_console().print(table)
@@ -40,7 +40,7 @@ def _value(what: str, config: str | None) -> Schema:
     record = path / RECORD_FILE if path.is_dir() else path
     if record.suffix == ".json" and record.is_file():
         return read_record(record)
-    loaded = cases.resolve(what)
+    loaded = cases.resolve(what, "record")
     return loaded.config(config).value if config else loaded.case
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rich.table import Column, Table
+from rich.table import Table
 
+from core.console import table_of
 from core.settings import OPTIONAL_SECTIONS, RUN_SECTIONS
 from core.settings import SECTIONS as PLAN_SECTIONS
 from schemas.evaluation import EMBEDDED, Accuracy
@@ -21,8 +22,8 @@ SECTIONS = (
 
 def records_table(records: Sequence[Record]) -> Table:
     """One column a record: what was measured, or why it was not. Narrow terminals hold it, too."""
-    columns = [Column(record.run, overflow="fold") for record in records]
-    table = Table("", *columns, title=f"{records[0].case} {records[0].topology}")
+    runs = [record.run for record in records]
+    table = table_of("", *runs, whole=1, title=f"{records[0].case} {records[0].topology}")
     rows: dict[str, Callable[[Record], str]] = {
         "status": lambda r: r.status if r.reason is None else f"{r.status}: {r.reason}",
         "token/p/s": lambda r: "/" if r.throughput is None else f"{r.throughput.tokens_per_second_per_chip:,.1f}",
@@ -77,7 +78,7 @@ def stamps(record: Record) -> list[str]:
 def plan_table(plan: Plan) -> Table:
     """Every resolved value with the layer that set it."""
     title = f"{plan.case} {plan.config} run {plan.run}: vendor {plan.vendor}, engine {plan.engine}"
-    table = Table("setting", "value", "from", title=title)
+    table = table_of("setting", "value", "from", whole=1, title=title)
     table.add_row("engine", plan.engine, plan.origins["engine"])
     for prefix, attribute in SECTIONS:
         section = getattr(plan, attribute)

@@ -34,7 +34,7 @@ class Conformance:
     def __init__(self, vendor: Vendor, folder: Path, only: Sequence[str] = ()) -> None:
         """``folder`` keeps what the checks leave; ``only`` are ids of the checks wanted (their needs run, too)."""
         self.vendor, self.folder = vendor, folder
-        self._wanted = _with_needs(only) if only else {check.id for check in CHECKS}
+        self.wanted = _with_needs(only) if only else {check.id for check in CHECKS}
         self._results: dict[str, CheckResult] = {}
         self._started = time.time()
         self._here: ProbeResult | None = None
@@ -87,7 +87,7 @@ class Conformance:
 
     def _is_ready(self, check: Check) -> bool:
         """Whether it is to run as far as can be known before its process starts; if not, its result says why."""
-        if check.id not in self._wanted:
+        if check.id not in self.wanted:
             self._end(check, "not run", "left out by --only")
         elif check.if_declared and not self.vendor.implements(check.hook):
             self._end(check, "not declared", f"the plugin leaves {check.hook} out")

@@ -148,7 +148,7 @@ def test_an_unknown_config_or_run_is_told_with_the_known_ones(folder: Path) -> N
          "repair {folder}/__init__.py"),
         ("__init__.py", "raise SystemExit(3)\n", "{folder}/__init__.py cannot be imported: SystemExit: 3",
          "repair {folder}/__init__.py"),
-        ("__init__.py", "case = 1\n", "{folder}/__init__.py: CASE is NoneType, not a Case",
+        ("__init__.py", "case = 1\n", "{folder}/__init__.py: CASE is missing",
          "define CASE = Case(...)"),
         ("__init__.py", CASE.replace("sequence_length=64", "sequence_length=-64"),
          "{folder}/__init__.py: sequence_length: Input should be greater than 0 (got -64)",
@@ -257,7 +257,7 @@ def test_a_name_of_two_distributions_is_refused_until_a_folder_chooses(install: 
     [
         ("import nowhere\n", "No module named 'nowhere'"),
         ("raise SystemExit\n", "SystemExit"),
-        ("", "CASE is NoneType"),
+        ("", "CASE is missing"),
     ],
 )
 def test_a_broken_case_is_listed_with_the_reason_and_hurts_no_other(

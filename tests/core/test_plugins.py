@@ -164,7 +164,7 @@ def test_a_probe_that_raises_hurts_nobody_and_says_why(install):
     install(probing("raise RuntimeError('driver asleep')"))
     present, failed = plugins.probe_all()
     assert "cpu" in [p.vendor.name for p in present]
-    assert failed["acme"] == "RuntimeError: driver asleep"
+    assert failed["acme"] == "vendor 'acme' (acme-accelmark), hook probe: RuntimeError: driver asleep"
 
 
 def test_a_broken_plugin_is_not_probed(install):
@@ -315,6 +315,37 @@ def test_an_answer_of_the_wrong_type_names_vendor_distribution_and_hook(name):
     with pytest.raises(DeviceError, match=rf"vendor 'acme' \(acme-accelmark\), hook {name}: ") as error:
         call(vendor_of(**{name: hook}))
     assert f"`{name}`" in error.value.fix
+
+
+ASKED_BEFORE_ANY_WORKER = {
+    "chips": lambda v: v.chips,
+    "probe": lambda v: v.probe(),
+    "hardware_configs": lambda v: v.hardware_configs(None),
+    "tune": lambda v: v.tune(None, None, {}),
+    "launch_env": lambda v: v.launch_env(None),
+}
+
+
+@pytest.mark.parametrize("name", ASKED_BEFORE_ANY_WORKER)
+def test_a_hook_that_raises_in_the_launcher_is_told_as_its_plugins_fault(name):
+    @hookimpl
+    def hook():
+        raise OSError("no driver")
+
+    with pytest.raises(
+        DeviceError, match=rf"vendor 'acme' \(acme-accelmark\), hook {name}: OSError: no driver"
+    ) as e:
+        ASKED_BEFORE_ANY_WORKER[name](vendor_of(**{name: hook}))
+    assert e.value.fix == f"repair the plugin's `{name}`; --debug shows where it fails"
+
+
+def test_what_a_hook_raises_in_a_worker_keeps_its_type():
+    @hookimpl
+    def init_device():
+        raise MemoryError("none left")
+
+    with pytest.raises(MemoryError, match="none left"):
+        vendor_of(init_device=init_device).init_device(None, 0)
 
 
 def test_an_error_that_a_hook_raises_comes_through_unchanged():

@@ -64,7 +64,7 @@ def arguments(**given: object) -> object:
 def test_either_a_case_or_a_folder_is_named() -> None:
     with pytest.raises(UsageError, match="no case is given"):
         run_command.execute(arguments(), Console())
-    with pytest.raises(UsageError, match="not from case, run"):
+    with pytest.raises(UsageError, match="not from CASE, --run"):
         run_command.execute(arguments(resume=Path("x"), case="toy", run="base"), Console())
 
 

@@ -14,9 +14,18 @@ from core.cases import Config, LoadedCase
 from core.engines.catalog import engine_spec
 from core.errors import DeviceError, UsageError
 from core.plugins import Present, Vendor
-from core.selection import Selection, choose, parse_sets, require_chips, require_extras, require_packages
+from core.selection import (
+    Selection,
+    choose,
+    parse_sets,
+    require_chips,
+    require_extras,
+    require_packages,
+    require_paths,
+)
 from schemas.case import Case, HardwareConfig, Run
 from schemas.chip import ProbeResult
+from schemas.evaluation import EvaluationSpec
 from schemas.plan import Plan
 
 MakeVendor = Callable[..., Vendor]
@@ -211,3 +220,16 @@ def test_a_package_that_the_data_or_the_benchmark_needs(
     with pytest.raises(DeviceError, match="needs no_such_package, not installed") as raised:
         require_extras(images)
     assert raised.value.fix == "pip install 'accelmark[multimodal]'"
+
+
+@pytest.mark.parametrize("key", ["data.path", "tokenizer.path", "weights", "checkpoint.load", "evaluation.path"])
+def test_what_a_run_is_to_read_must_lie_on_this_machine(
+    toy: Case, make_plan: Callable[..., Plan], tmp_path: Path, key: str
+) -> None:
+    asked = toy.model_copy(update={"evaluation": EvaluationSpec(benchmark="MMLU")})
+    require_paths(make_plan(case=asked))
+    require_paths(make_plan(case=asked, sets={key: str(tmp_path)}))
+    with pytest.raises(UsageError) as error:
+        require_paths(make_plan(case=asked, sets={key: "/nowhere"}))
+    assert error.value.what == f"--set: {key}=/nowhere is not on this machine"
+    assert error.value.fix == f"correct {key}, or leave it out"
