@@ -13,6 +13,7 @@ from rich.console import Console
 
 from core import plan as planning
 from core import process, selection, sinks
+from core.checkpoint import folder as checkpoint
 from core.cluster import Node
 from core.console import complain
 from core.engines.catalog import engine_spec
@@ -66,6 +67,8 @@ def run(options: Options, console: Console) -> list[Record]:
         selection.require_packages(engine_spec(plan.engine))
         selection.require_extras(plan)
         selection.require_paths(plan)
+        if plan.checkpoint.save is not None:
+            checkpoint.require_new(Path(plan.checkpoint.save).expanduser())
     records: list[Record] = []
     begun_unix_s = process.started_unix_s()
     for plan in planned:

@@ -329,6 +329,17 @@ def test_a_dry_run_prints_settings_with_origins_and_the_launch_line(call: Call) 
     )
 
 
+def test_a_checkpoint_that_is_there_is_refused_before_anything_starts(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(selection, "require_packages", lambda _: None)
+    words = ["run", "llama2_7b", "--config", "CPUx1x2", "--set", f"checkpoint.save={tmp_path}"]
+    code, out, err = call(*words, "--out", str(tmp_path / "runs"))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: checkpoint.save: {tmp_path} is there already\n  fix: name another folder")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_several_nodes_need_a_launcher(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = call("run", "baichuan2_13b", "--config", "H800x2x8", "--run", "base")
     assert (code, out) == (2, "")
