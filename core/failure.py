@@ -64,7 +64,8 @@ def classify(error: BaseException, context: Context) -> tuple[Status, str]:
     from core.loop import NonFiniteError
 
     text = error.what if isinstance(error, AccelMarkError) else f"{type(error).__name__}: {error}"
-    reason = (text.splitlines() or [type(error).__name__])[0][:LONGEST_REASON]
+    reason = (text.splitlines() or [type(error).__name__])[0]
+    reason = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 2].rstrip() + " …"
     if isinstance(error, NonFiniteError):
         return "nan", reason
     if isinstance(error, KeyboardInterrupt):

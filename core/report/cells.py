@@ -175,9 +175,8 @@ _MARKS: tuple[tuple[Callable[[Record], bool], dict[Language, str]], ...] = (
 
 
 def _status(cell: Cell, record: Record, language: Language) -> str:
-    if record.status != "ok":
-        colon = "：" if language == "zh" else ": "
-        return f"{record.status}{colon}{record.reason}" if record.reason else record.status
+    if record.status != "ok":  # the reason is told below the table
+        return record.status
     marks = [words[language] for applies, words in _MARKS if applies(record)]
     if record.rankable:
         return "ok"

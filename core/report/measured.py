@@ -133,8 +133,8 @@ def measured_report(records: Sequence[Record], task: Text | None = None) -> Repo
         case=first.case,
         vendor=first.vendor,
         title=Text(
-            zh=f"{first.vendor} {first.chip} 配置与运行信息参考",
-            en=f"{first.vendor} {first.chip}: configuration and run reference",
+            zh=f"{first.vendor} {first.topology} 配置与运行信息参考",
+            en=f"{first.vendor} {first.topology}: configuration and run reference",
         ),
         blocks=blocks,
     )

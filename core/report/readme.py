@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from core.report.annex import annex
 from core.report.markdown import escape
 from core.report.measured import measured_report
+from core.report.overview import overview
 from core.report.render import render_report, render_table
 from core.report.say import significant, verbatim
 from schemas.base import Text
@@ -16,6 +17,7 @@ from schemas.record import Record
 from schemas.report import Language, Report
 
 _INTRODUCTION = Text(zh="案例说明", en="The case")
+_OVERVIEW = Text(zh="结果一览", en="Results at a glance")
 _PUBLISHED = Text(zh="已发布的报告", en="Published sheets")
 _MEASURED = Text(zh="实测报告", en="Measured sheets")
 _NONE = Text(zh="暂无。", en="None yet.")
@@ -25,7 +27,7 @@ _POSITIONS = {"rope": "RoPE", "alibi": "ALiBi"}
 def render_case_readme(
     case: Case, reports: Sequence[Report], records: Mapping[str, Record], language: Language
 ) -> str:
-    """The README of ``case``: its published ``reports``, then a sheet per vendor and topology measured.
+    """The README of ``case``: its results, the published ``reports``, a sheet per vendor and topology measured.
 
     ``records`` maps ids to the case's records, published and measured. UsageError when a report shows a record
     that is not among them.
@@ -39,6 +41,7 @@ def render_case_readme(
         f"# {case.name}",
         f"## {_INTRODUCTION.in_language(language)}",
         "\n".join(_introduction(case, language)),
+        *_overview(records, language),
         f"## {_PUBLISHED.in_language(language)}",
         *(published or [_NONE.in_language(language)]),
         f"## {_MEASURED.in_language(language)}",
@@ -55,6 +58,11 @@ def _measured_groups(records: Mapping[str, Record]) -> list[list[Record]]:
         if record.source == "measured":
             groups.setdefault((record.vendor, record.topology.render()), []).append(record)
     return [group for _, group in sorted(groups.items())]
+
+
+def _overview(records: Mapping[str, Record], language: Language) -> list[str]:
+    table = overview([*records.values()])
+    return [] if table is None else [f"## {_OVERVIEW.in_language(language)}", render_table(table, language)]
 
 
 def _annex(records: Mapping[str, Record], language: Language) -> list[str]:

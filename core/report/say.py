@@ -47,7 +47,7 @@ def significant(value: float, unit: str = "", digits: int = 4) -> str:
 
 def share(value: float) -> str:
     """A relative error: in percent, or where that would be nearly nothing, as it is."""
-    return f"{significant(100 * value, digits=3)}%" if value >= 1e-5 else f"{value:.1e}"
+    return f"{significant(100 * value, digits=3)}%" if value >= 1e-5 or value == 0 else f"{value:.1e}"
 
 
 def item_list(marker: Literal["-", "*", "1."], items: Sequence[Item]) -> ListBlock:

@@ -154,6 +154,7 @@ def test_statuses(error, status, reason):
     assert told[0] == status
     assert told[1].startswith(reason)
     assert len(told[1]) <= failure.LONGEST_REASON
+    assert told[1].endswith(" …") == (len(str(error)) > failure.LONGEST_REASON)
 
 
 def test_the_device_s_numbers_are_told_as_far_as_it_has_them():

@@ -22,7 +22,7 @@ def test_the_folder_holds_a_sheet_and_a_plot_per_curve(tmp_path: Path, make_reco
     path = write_run_report(tmp_path, make_record(), "en")
     assert path == tmp_path / "report.md"
     text = path.read_text(encoding="utf-8")
-    assert "### acme X1: configuration and run reference" in text
+    assert "### acme X1x1x4: configuration and run reference" in text
     for name in ("loss", "throughput", "memory"):
         assert f"![{name}]({name}.svg)" in text
         assert ET.parse(tmp_path / f"{name}.svg").getroot().tag.endswith("svg")
