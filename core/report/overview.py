@@ -12,8 +12,8 @@ from schemas.report import Cell, Phrase, Table, ValueColumn
 
 _CAPTION = Text(
     zh="正式运行的结果，同一拓扑内按吞吐量排列，不含缩小的模型与模拟设备。优化器状态不同的行不可直接比较。",
-    en="Official runs, the fastest of a topology first, without scaled-down and emulated ones. Compare rows of the same "
-    "optimizer state only.",
+    en="Official runs, the fastest of a topology first, without scaled-down and emulated ones. "
+    "Compare rows of the same optimizer state only.",
 )
 _COLUMNS = (
     Text(zh="拓扑", en="Topology"),
