@@ -11,9 +11,9 @@ from schemas.record import Record
 from schemas.report import Cell, Phrase, Table, ValueColumn
 
 _CAPTION = Text(
-    zh="正式运行的结果，同一拓扑内按吞吐量排列，不含缩小的模型与模拟设备。优化器状态不同的行不可直接比较。",
+    zh="正式运行的结果，同一拓扑内按吞吐量排列，不含缩小的模型与模拟设备。优化器状态不同的行不可直接比较；bf16者更新时随机舍入。",
     en="Official runs, the fastest of a topology first, without scaled-down and emulated ones. "
-    "Compare rows of the same optimizer state only.",
+    "Compare rows of the same optimizer state only; one in bf16 is rounded stochastically.",
 )
 _COLUMNS = (
     Text(zh="拓扑", en="Topology"),
@@ -25,11 +25,10 @@ _COLUMNS = (
     "token/p/s",
     "MFU",
     "MFU(PaLM)",
-    "mem",
 )
 _SOURCES = {"published": Text(zh="已发布", en="published"), "measured": Text(zh="实测", en="measured")}
 _NUMBERS = tuple(
-    ValueColumn(shows=shows, title=shows) for shows in ("tokens_per_second_per_chip", "mfu", "mfu_palm", "memory")
+    ValueColumn(shows=shows, title=shows) for shows in ("tokens_per_second_per_chip", "mfu", "mfu_palm")
 )
 
 
@@ -42,7 +41,8 @@ def overview(records: Sequence[Record]) -> Table | None:
 
 
 def _row(record: Record) -> tuple[Phrase, ...]:
-    state = "/" if record.plan is None else record.plan.hyper_parameters.optimizer_state
+    plan = record.plan
+    state = "/" if plan is None else plan.hyper_parameters.optimizer_state.removesuffix("_stochastic")
     facts = (record.topology.render(), record.run)
     numbers = (render_value(column, Cell(), record, "en") or "/" for column in _NUMBERS)
     return (
