@@ -24,6 +24,7 @@ VERBS = {
     "run": "run a case and leave a record",
     "list": "list vendors, chips, cases, configs or engines",
     "show": "show a case, a config, or a record",
+    "compare": "show records side by side, and what differs",
     "validate": "check cases, their configs, reports and records",
     "prepare": "turn text into a token file that runs can read",
     "report": "render a case's README, or rebuild a run's record and report",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Table
 
@@ -21,9 +21,24 @@ SECTIONS = (
 
 
 def records_table(records: Sequence[Record]) -> Table:
-    """One column a record: what was measured, or why it was not. Narrow terminals hold it, too."""
+    """One column a run: what was measured, or why it was not. Narrow terminals hold it, too."""
     runs = [record.run for record in records]
     table = table_of("", *runs, whole=1, title=f"{records[0].case} {records[0].topology}")
+    for name, cells in result_rows(records).items():
+        table.add_row(name, *cells)
+    return table
+
+
+def compared_table(title: str, records: Sequence[Record], rows: Mapping[str, Sequence[str]]) -> Table:
+    """``rows`` of any records, one column each, in the order in which they were named."""
+    table = table_of(title, *(f"{record.topology} {record.run}" for record in records), whole=1)
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def result_rows(records: Sequence[Record]) -> dict[str, list[str]]:
+    """What was measured, by name: a cell of each record."""
     rows: dict[str, Callable[[Record], str]] = {
         "status": lambda r: r.status if r.reason is None else f"{r.status}: {r.reason}",
         "token/p/s": lambda r: "/" if r.throughput is None else f"{r.throughput.tokens_per_second_per_chip:,.1f}",
@@ -34,11 +49,21 @@ def records_table(records: Sequence[Record]) -> Table:
         "stamps": lambda r: ", ".join(stamps(r)) or "-",
         "record": lambda r: r.id,
     }
-    for name, cell in rows.items():
-        table.add_row(name, *(cell(record) for record in records))
+    told = {name: [cell(record) for record in records] for name, cell in rows.items()}
     for name in sorted({name for record in records for name in record.accuracy}):
-        table.add_row(f"acc({name})", *(accuracy_cell(record.accuracy.get(name)) for record in records))
-    return table
+        told[f"acc({name})"] = [accuracy_cell(record.accuracy.get(name)) for record in records]
+    return told
+
+
+def settings_of(plan: Plan) -> dict[str, str]:
+    """Every setting by its name on the command line."""
+    told: dict[str, str] = {}
+    for prefix, attribute in SECTIONS:
+        section = getattr(plan, attribute)
+        for name, value in section.model_dump(mode="json").items() if section is not None else ():
+            if not isinstance(value, dict):
+                told[prefix + name] = str(value)
+    return told | {"weights": str(plan.weights)}
 
 
 def memory_cell(record: Record) -> str:
@@ -80,14 +105,10 @@ def plan_table(plan: Plan) -> Table:
     title = f"{plan.case} {plan.config} run {plan.run}: vendor {plan.vendor}, engine {plan.engine}"
     table = table_of("setting", "value", "from", whole=1, title=title)
     table.add_row("engine", plan.engine, plan.origins["engine"])
-    for prefix, attribute in SECTIONS:
-        section = getattr(plan, attribute)
-        for name, value in section.model_dump(mode="json").items() if section is not None else ():
-            if not isinstance(value, dict):
-                table.add_row(prefix + name, str(value), plan.origins.get(prefix + name, ""))
-    table.add_row("weights", str(plan.weights), plan.origins["weights"])
+    for name, value in settings_of(plan).items():
+        table.add_row(name, value, plan.origins.get(name, ""))
     table.add_section()
-    derived = {
+    derived: dict[str, object] = {
         "parallel": plan.parallel,
         "global batch size": plan.global_batch_size,
         "tokens per step": plan.tokens_per_step,
@@ -97,8 +118,8 @@ def plan_table(plan: Plan) -> Table:
         "fix_hp": plan.fix_hp or "/",
         "engine config": plan.engine_config or "-",
     }
-    for name, value in derived.items():
-        table.add_row(name, str(value), "derived")
+    for name, derived_value in derived.items():
+        table.add_row(name, str(derived_value), "derived")
     return table
 
 

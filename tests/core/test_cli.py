@@ -27,6 +27,7 @@ WITHOUT_TORCH = (
     ["run", "--help"],
     *(["list", kind] for kind in ("vendors", "chips", "cases", "configs", "engines")),
     ["show", "llama2_7b"],
+    ["compare", *["cases/baichuan2_13b/records/published_H800x2x8_base.json"] * 2],
     ["show", "llama2_7b", "--config", "H800x2x8", "--json"],
     ["validate"],
     ["report", "llama2_7b", "--lang", "en"],
