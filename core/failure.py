@@ -63,7 +63,9 @@ def classify(error: BaseException, context: Context) -> tuple[Status, str]:
 
     from core.loop import NonFiniteError
 
-    text = error.what if isinstance(error, AccelMarkError) else f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, AccelMarkError):
+        text = f"{error.what} (fix: {error.fix})"
     reason = (text.splitlines() or [type(error).__name__])[0]
     reason = reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 2].rstrip() + " …"
     if isinstance(error, NonFiniteError):

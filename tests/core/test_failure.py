@@ -145,7 +145,7 @@ def test_other_errors_name_no_operator():
         (RuntimeError("[enforce fail] can't allocate memory"), "oom", "RuntimeError: [enforce fail] can't alloc"),
         (KeyboardInterrupt(), "interrupted", "interrupted (KeyboardInterrupt)"),
         (NonFiniteError(3, float("nan"), 1.0), "nan", "loss is nan and gradient norm 1"),
-        (UsageError("no such folder", "name another"), "crashed", "no such folder"),
+        (UsageError("no such folder", "name another"), "crashed", "no such folder (fix: name another)"),
         (ValueError("x" * 900), "crashed", "ValueError: " + "x" * 480),
     ],
 )

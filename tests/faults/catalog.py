@@ -127,7 +127,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("nan_loss", "nan forward 1 4", status="nan", reason=r"^rank \d in step 4: loss is nan", steps=3),
     Fault("inf_loss", "inf forward 1 4", status="nan", reason=r"^rank \d in step 4: loss is (inf|nan)", steps=3),
     Fault("inf_gradient", "inf_gradient forward 1 4", status="nan", steps=4,
-          reason=r"^rank \d in step 4: loss is \d\S* and gradient norm (inf|nan)$"),
+          reason=r"^rank \d in step 4: loss is \d\S* and gradient norm (inf|nan) \(fix: "),
     Fault("raise", "raise optimizer 1 4", reason=r"^rank 1 in step 4: ValueError: the plugin has a bug$", steps=3),
     Fault("hang_before_collective", "sleep forward 1 4", status="hang", stacks=2, steps=3, sets=HANGS,
           reason=r"^rank 1 after step 3 is in .*saboteur.*; rank 0 waits in .*measure.timeout_s"),
