@@ -12,7 +12,7 @@ from schemas.hyperparameters import HyperParameters
 from schemas.model import DecoderSpec
 
 GIB = 2**30
-LOSS_CHUNK_TOKENS = 2048
+LOSS_CHUNK_TOKENS = 4096
 """As ``core.models.cross_entropy`` cuts them."""
 
 
