@@ -68,12 +68,14 @@ class WithLoss(nn.Module):
         else:
             self.inner.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def compile_for_training(self, *, whole: bool) -> None:
-        """Compiles the model as one; where it is sharded by layer, each layer within the hooks that gather it."""
+    def compile_blocks(self) -> None:
+        """Compiles each layer, within the hooks that gather it where it is sharded.
+
+        Not the model as one: transformers, when it is traced, makes a causal mask, with which SDPA has no fast
+        kernel (Llama2-7B on one H200: 11,020 token/p/s).
+        """
         if self.ours:
             self.inner.compile_blocks()
-        elif whole:
-            self.compile()
         else:
             for block in self.blocks:
                 block.forward = torch.compile(block.forward)

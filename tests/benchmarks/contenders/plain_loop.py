@@ -25,7 +25,7 @@ def build(work: Work, given: argparse.Namespace, device: torch.device) -> Step:
         model.recompute()
     sharded = dist.get_world_size() > 1 or work.optimizer_state != work.precision
     if given.compile:
-        model.compile_for_training(whole=not sharded)
+        model.compile_blocks()
     if sharded:
         policy = MixedPrecisionPolicy(param_dtype=DTYPES[work.precision], reduce_dtype=torch.float32)
         for block in model.blocks:
