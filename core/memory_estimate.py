@@ -21,9 +21,9 @@ def peak_allocated_gib(hp: HyperParameters, model: DecoderSpec, data_parallel: i
     tokens = hp.local_batch_size * hp.sequence_length
     number = _number_bytes(hp, model, data_parallel)
     gathered = _gathered_parameters(hp, model, data_parallel) * weight_bytes(hp)
-    accumulated = number if hp.gradient_accumulation_steps > 1 else 0
+    kept = number if hp.gradient_accumulation_steps > 1 or _is_replicated(hp, data_parallel) else 0
     activations = tokens * _activation_bytes(hp, model) + _head_bytes(hp, model, tokens)
-    before_backward = 3 * number + accumulated + gathered + activations
+    before_backward = 3 * number + kept + gathered + activations
     after_backward = 4 * number + gathered + _reduced_bytes(hp, model, data_parallel)
     return max(before_backward, after_backward) / GIB
 
@@ -47,6 +47,11 @@ def _number_bytes(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -
 def _is_sharded(hp: HyperParameters, data_parallel: int) -> bool:
     """As the engine: FSDP2 also keeps main weights that there is nobody to share with."""
     return keeps_main_weights(hp) or (hp.zero_stage > 0 and data_parallel > 1)
+
+
+def _is_replicated(hp: HyperParameters, data_parallel: int) -> bool:
+    """By DDP, whose buckets hold the gradients from one step to the next."""
+    return data_parallel > 1 and not _is_sharded(hp, data_parallel)
 
 
 def _gathered_parameters(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:

@@ -255,7 +255,9 @@ class TorchEngine(Engine):
             self._scaler.update()
         else:
             self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        # DDP's buckets stay: without a view into them, accumulated gradients would take as much beside them.
+        replicated = isinstance(self._model, DistributedDataParallel)
+        self._optimizer.zero_grad(set_to_none=not replicated)
         return norm
 
     def _clip(self) -> Tensor:
