@@ -10,7 +10,7 @@ CURVE = {
     "model.num_layers": 4,
     "local_batch_size": 2,
     "gradient_accumulation_steps": 2,
-    "sequence_length": 2048,
+    "sequence_length": 2176,
     "lr_warmup_steps": 20,
     "measure.warmup_steps": 5,
     "measure.steps": 55,
@@ -50,7 +50,7 @@ CONFIG = HardwareConfig(
         Run(
             id="align_reference",
             fix_hp={**CURVE, "precision": "fp32", "optimizer_state": "fp32", "attention": "eager"},
-        ),  # for references/h200_4_layers_fp32.json, which has yet to be measured
+        ),  # references/h200_4_layers_fp32.json
         Run(id="align", tuned=True, fix_hp=CURVE),
         Run(
             id="deepspeed",

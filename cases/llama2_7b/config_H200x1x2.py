@@ -1,6 +1,8 @@
-"""Two H200 of one node: the published recipe under DeepSpeed, and FSDP2 without checkpointing."""
+"""Two H200 of one node: the published recipe under DeepSpeed, ours without checkpointing, and its alignment."""
 
 from schemas.case import HardwareConfig, Run
+
+from .alignment import RUNS
 
 CONFIG = HardwareConfig(
     vendor="nvidia",
@@ -13,7 +15,14 @@ CONFIG = HardwareConfig(
             engine="deepspeed",
             fix_hp={"zero_stage": 3, "attention": "sdpa", "activation_checkpointing": "full"},
         ),
-        Run(id="tuned", tuned=True, fix_hp={"collectives": "library"}),
+        Run(id="tuned", tuned=True),
+        Run(
+            id="library",
+            tuned=True,
+            fix_hp={"collectives": "library"},
+            remark="NCCL in the place of copies between peers",
+        ),
         Run(id="tuned_bf16_state", tuned=True, fix_hp={"optimizer_state": "bf16_stochastic"}),
+        *RUNS,  # references/h200x2_fp32.json
     ),
 )

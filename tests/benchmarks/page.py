@@ -143,7 +143,7 @@ def _scales(records: Iterable[Record]) -> list[str]:
             split = f"{hp.local_batch_size} x {hp.gradient_accumulation_steps}"
             chips = record.topology.world_size
             found[chips] = max((rate, split), found.get(chips, (0.0, "")))
-    shared = ("run", "engine", "precision", "state", "attention", "checkpointing", "sequences")
+    shared = ("run", "engine", "precision", "state", "attention", "checkpointing", "collectives", "sequences")
     head = (*shared, "token/p/s by chips (LBS x GAS)", "efficiency")
     rows = [(*kind, *_scale(found)) for kind, found in sorted(kinds.items()) if len(found) > 1]
     return [markdown(head, rows), SPLITS] if rows else []
@@ -161,7 +161,7 @@ def _scale(found: Mapping[int, tuple[float, str]]) -> tuple[str, str]:
 def _kind(record: Record, hp: HyperParameters) -> tuple[str, ...]:
     """What runs must share for their rates to be compared: work a chip and step, and what is done for it."""
     sequences = f"{hp.local_batch_size * hp.gradient_accumulation_steps} of {hp.sequence_length}"
-    done = (hp.precision, hp.optimizer_state, hp.attention, hp.activation_checkpointing)
+    done = (hp.precision, hp.optimizer_state, hp.attention, hp.activation_checkpointing, hp.collectives)
     assert record.plan is not None
     shape = f", {record.plan.model.num_layers} layers" if record.plan.scaled_down else ""
     return f"{record.case} {record.chip}{shape}", record.engine, *done, sequences
