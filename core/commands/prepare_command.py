@@ -37,11 +37,11 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
         TextColumn("{task.fields[rate]}"),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("prepare", total=None, rate="")
+        task = progress.add_task("prepare", total=None, rate="", visible=False)  # an error may come first
 
         def show(bytes_done: int, bytes_total: int, tokens: int, seconds: float) -> None:
             rate = f"{tokens:,} tokens, {tokens / seconds:,.0f} tokens/s" if seconds else f"{tokens:,} tokens"
-            progress.update(task, completed=bytes_done, total=bytes_total, rate=rate)
+            progress.update(task, completed=bytes_done, total=bytes_total, rate=rate, visible=True)
 
         manifest = prepare(
             arguments.inputs,

@@ -14,6 +14,7 @@ from core import cases, plan, plugins
 from core.cases import Config, LoadedCase
 from core.cli import print_json
 from core.errors import AccelMarkError
+from core.report.say import counted
 
 Verdict = Literal["ok", "note", "error"]
 
@@ -53,7 +54,7 @@ def _case(name: str) -> Iterator[Result]:
     except AccelMarkError as error:
         yield Result(name, "error", str(error))
         return
-    yield Result(name, "ok", f"{len(loaded.configs)} configs")
+    yield Result(name, "ok", counted(len(loaded.configs), "config"))
     for vendor, why in loaded.unasked.items():
         yield Result(name, "error", f"vendor {vendor} gave no configs: {why}")
     for config in loaded.configs:
@@ -91,17 +92,17 @@ def _sheets(loaded: LoadedCase) -> Iterator[Result]:
         records = load_records(loaded.folder / "records")
         for report in load_reports(loaded.folder / "reports"):
             findings = check(report, records)
-            yield Result(f"{loaded.case.name} report {report.id}", "ok", f"{len(findings)} findings")
+            yield Result(f"{loaded.case.name} report {report.id}", "ok", counted(len(findings), "finding"))
             for finding in findings:
                 verdict: Verdict = "error" if finding.in_data else "note"
                 yield Result(f"{loaded.case.name} report {report.id}", verdict, finding.message.en)
     except AccelMarkError as error:
         yield Result(f"{loaded.case.name} reports", "error", str(error))
     else:
-        yield Result(f"{loaded.case.name} records", "ok", f"{len(records)} records")
+        yield Result(f"{loaded.case.name} records", "ok", counted(len(records), "record"))
     try:
         references = load_references(loaded.folder / "references")
     except AccelMarkError as error:
         yield Result(f"{loaded.case.name} references", "error", str(error))
     else:
-        yield Result(f"{loaded.case.name} references", "ok", f"{len(references)} references")
+        yield Result(f"{loaded.case.name} references", "ok", counted(len(references), "reference"))

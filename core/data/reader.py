@@ -71,12 +71,12 @@ class TokenReader:
         """Optimizer steps in an epoch; ``UsageError`` when the data set does not fill one global batch."""
         global_batch_size = gradient_accumulation_steps * self._world_size * self.local_batch_size
         if self.sequences < global_batch_size:
-            fix = "use a larger data set" if not self.manifest.generated else "raise data.generated_sequences"
+            more = "raise data.generated_sequences to" if self.manifest.generated else "use a data set of"
             raise UsageError(
                 f"data set {self.manifest.name!r} holds {self.sequences} sequences of {self.sequence_length} "
                 f"tokens, one global batch needs {global_batch_size} (LBS {self.local_batch_size} "
                 f"x GAS {gradient_accumulation_steps} x DP {self._world_size})",
-                f"{fix} to {global_batch_size} sequences or more, or lower LBS, GAS or the sequence length",
+                f"{more} {global_batch_size} sequences or more, or lower LBS, GAS or the sequence length",
             )
         return self.sequences // global_batch_size
 

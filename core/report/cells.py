@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 
+from core.report.say import counted
 from schemas.evaluation import EMBEDDED, Accuracy
 from schemas.hyperparameters import OverrideValue
 from schemas.record import Record
@@ -72,7 +73,7 @@ def _config(column: ConfigColumn, record: Record, language: Language) -> str:
     chip = topology.chip if column.chip is None else column.chip
     size = f"{topology.nodes}x{topology.chips_per_node}"
     if language == "en":
-        label = f"{chip}, {_count(topology.nodes, 'node')}, {_count(topology.world_size, 'chip')} ({size})"
+        label = f"{chip}, {counted(topology.nodes, 'node')}, {counted(topology.world_size, 'chip')} ({size})"
         return f"{label} ({record.run})" if column.with_run else label
     words = column.numerals == "words"
     nodes = _NODE_WORDS.get(topology.nodes, str(topology.nodes)) if words else str(topology.nodes)
@@ -80,10 +81,6 @@ def _config(column: ConfigColumn, record: Record, language: Language) -> str:
     space = " " if nodes.isdecimal() else ""
     label = f"{chip}{space}{nodes}机{chips}卡（{size}）"
     return f"{label}（{record.run}）" if column.with_run else label
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _fix_hp(column: FixHpColumn, cell: Cell, record: Record, language: Language) -> str:

@@ -45,6 +45,11 @@ def significant(value: float, unit: str = "", digits: int = 4) -> str:
     return f"{number} {unit}".rstrip()
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 chip``, ``2 chips``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def share(value: float) -> str:
     """A relative error: in percent, or where that would be nearly nothing, as it is."""
     return f"{significant(100 * value, digits=3)}%" if value >= 1e-5 or value == 0 else f"{value:.1e}"

@@ -172,7 +172,7 @@ def test_validate_reads_the_references_of_a_case(
 ) -> None:
     case = tmp_path / "toy"
     assert main(["validate", str(case)]) == 0
-    assert "ok    toy references: 1 references" in capsys.readouterr().out
+    assert "ok    toy references: 1 reference\n" in capsys.readouterr().out
     (case / "references" / "broken.json").write_text("{}", encoding="utf-8")
     assert main(["validate", str(case)]) == 2
     out = capsys.readouterr().out
