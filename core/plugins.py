@@ -191,6 +191,8 @@ def _load(entry: EntryPoint, defaults: object | None = None) -> Vendor:
 def one_line(error: BaseException) -> str:
     """What an error says, for a list."""
     text = error.what if isinstance(error, AccelMarkError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, ValidationError):
+        text = explain(error, error.title)
     return " ".join(text.split())
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from core.entry_points import distribution_of, entry_points
 from core.errors import DeviceError, UsageError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -17,12 +18,17 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,29}")
 def create(kind: Literal["vendor", "case"], name: str, out: Path) -> Path:
     """Make the project in a new folder of ``out`` and return that.
 
-    UsageError for a name that is no module's, or a folder that is there; DeviceError without copier.
+    UsageError for a name that is no module's or taken, or a folder that is there; DeviceError without copier.
     """
     if not NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be the name of a {kind}",
             "take lower-case letters, digits and _, 30 at most, the first one a letter",
+        )
+    owners = [distribution_of(entry) for entry in entry_points(f"accelmark.{kind}s") if entry.name == name]
+    if owners:
+        raise UsageError(
+            f"{owners[0]} has a {kind} {name!r}, installed here", "choose another name, or uninstall it"
         )
     folder = out / FOLDERS[kind].format(name.replace("_", "-"))
     if folder.exists():

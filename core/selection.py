@@ -64,9 +64,11 @@ def choose(
 ) -> list[Request]:
     """The runs to plan: of the named config, else of the one that fits this machine, else of the CPU default.
 
-    ``warn`` is told of vendors that could not look for their chips, which may be here all the same.
+    ``warn`` is told of vendors that could not give their configs or look for their chips, which may be here.
     """
     loaded = resolve(selection.case)
+    for name, reason in loaded.unasked.items():
+        warn(f"vendor {name} gave no configs: {reason}")
     config, vendor = _config_and_vendor(loaded, selection, warn)
     runs = [config.run(selection.run)] if selection.run else list(config.value.runs)
     return [Request(loaded, config, run, vendor, selection.engine, selection.sets, world) for run in runs]

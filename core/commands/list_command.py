@@ -91,7 +91,7 @@ def _case_rows(kind: str) -> list[dict[str, object]]:
                 "vendor": config.value.vendor,
                 "engine": config.value.engine,
                 "runs": [run.id for run in config.value.runs],
-                "from": config.source,
+                "from": "case" if config.source == f"config_{config.value.name}.py" else config.source,
             }
             for name, _, loaded, _ in installed()
             if loaded

@@ -192,7 +192,7 @@ def test_lists_are_of_one_shape(call: Call) -> None:
     assert engines["deepspeed"]["zero_stages"] == [0, 1, 2, 3]
     configs = json.loads(call("list", "configs", "--json")[1])
     assert {"case": "llama2_7b", "config": "H800x2x8", "vendor": "nvidia", "engine": "deepspeed",
-            "runs": ["base", "gas64"]} in configs  # fmt: skip
+            "runs": ["base", "gas64"], "from": "case"} in configs  # fmt: skip
 
 
 def test_a_table_for_another_program_is_not_broken(call: Call) -> None:

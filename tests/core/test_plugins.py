@@ -96,6 +96,7 @@ BROKEN = {
     "chips raise": (HEAD + "@hookimpl\ndef chips():\n    raise OSError('no table')\n", "OSError: no table"),
     "chips of another vendor": (HEAD + CHIPS.replace('"acme"', '"other"'), "chip 'X1' says vendor 'other'"),
     "no chips": (HEAD, "lists no chips"),
+    "misspelt field": (GOOD.replace("memory_gb=64", "memory=64"), "ChipSpec: memory_gb: this field is missing"),
     "misspelt hook": (GOOD + "@hookimpl\ndef init_devise(plan):\n    return None\n", "unknown hook 'init_devise'"),
     "wrong argument": (GOOD + "@hookimpl\ndef launch_env(plan, nodes):\n    return {}\n", "nodes"),
     "outdated API": (GOOD.replace("API = 1", "API = 0"), "written for hook API 0, this core speaks 1"),

@@ -66,6 +66,12 @@ def test_a_name_that_no_module_can_have_is_refused(name: str, tmp_path: Path, ca
     assert "cannot be the name of a vendor" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("verb", "name"), [("new-vendor", "nvidia"), ("new-case", "llama2_7b")])
+def test_a_name_that_is_taken_is_refused(verb: str, name: str, tmp_path: Path, capsys) -> None:
+    assert main([verb, name, "--out", str(tmp_path)]) == 2
+    assert f"{name!r}, installed here" in capsys.readouterr().err
+
+
 def test_what_is_there_is_not_written_over(tmp_path: Path, capsys) -> None:
     (tmp_path / "accelmark-case-mine").mkdir()
     assert main(["new-case", "mine", "--out", str(tmp_path)]) == 2

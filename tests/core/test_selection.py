@@ -210,6 +210,17 @@ def test_a_vendor_that_cannot_look_for_its_chips_is_not_passed_over_silently(
     assert told == ["vendor acme could not look for its chips: driver and library do not fit"]
 
 
+def test_a_vendor_that_cannot_give_its_configs_is_told_of(
+    toy: Case, make_vendor: MakeVendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = LoadedCase(toy, "toy", Path(), (config("X1x1x8"),), {"acme": "KeyError: 'toy'"})
+    monkeypatch.setattr(selection, "resolve", lambda argument: loaded)
+    monkeypatch.setattr(plugins, "select", lambda choice: make_vendor(probe=lambda: [seen("X1", 8)]))
+    told: list[str] = []
+    choose(Selection("toy", vendor="acme"), told.append)
+    assert told == ["vendor acme gave no configs: KeyError: 'toy'"]
+
+
 def test_a_package_that_the_data_or_the_benchmark_needs(
     make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
