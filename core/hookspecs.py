@@ -83,8 +83,8 @@ def tune(case: Case, topology: Topology, chosen: Mapping[str, OverrideValue]) ->
     """What a tuned run sets otherwise on this vendor's chips: kernels that only they have, or lack.
 
     Launcher, when a run of a config with ``tuned=True`` is planned; must not import torch. ``chosen`` is what
-    core would set, and what the run and the command line ask for, which wins in any case. None: core's choice
-    stands.
+    core would set, and what the run and the command line ask for, which wins in any case. Core chooses anew what
+    depends on the answer. None: core's choice stands.
 
     Example::
 

@@ -162,17 +162,20 @@ def _layers(request: Request, tuned: Mapping[str, OverrideValue] | None = None) 
 
 
 def _tuned(request: Request) -> dict[str, OverrideValue]:
-    """What core chooses for a tuned run, and what the vendor would rather have."""
+    """What core chooses for a tuned run, and what the vendor would rather have, which core then reckons with."""
     case, config, vendor = request.loaded.case, request.config.value, request.vendor
     tuning.require(_engine(request)[0], text_alone=case.vision is None and case.lora is None)
-    layers, _ = _layers(request, tuned={})
-    hp, model = layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
     chip = vendor.chip(config.topology.chip)
     topology = _topology(request.config, chip, request.world)
     given = {**request.run.fix_hp, **request.sets}
-    chosen = tuning.choose(hp, model, chip, topology.world_size, given)
-    wanted = vendor.tune(case, topology, {**chosen, **given})
-    return chosen | {key: value for key, value in wanted.items() if key not in given}
+
+    def choose(wanted: Mapping[str, OverrideValue]) -> tuning.Settings:
+        layers, _ = _layers(request, tuned=wanted)
+        hp, model = layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
+        return tuning.choose(hp, model, chip, topology.world_size, {**wanted, **given})
+
+    wanted = vendor.tune(case, topology, {**choose({}), **given})
+    return choose(wanted) | {key: value for key, value in wanted.items() if key not in given}
 
 
 def _engine(request: Request) -> tuple[str, str]:

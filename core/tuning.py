@@ -1,8 +1,8 @@
 """The settings that make a run fast and change nothing about what it computes, as a function of plan and chip.
 
 A run of a config with ``tuned=True`` takes them; its own ``fix_hp`` and ``--set`` go before them, and the vendor's
-``tune`` hook may replace any. Kept are tokens per step, precision and optimizer state: only like is compared with
-like.
+``tune`` hook may replace any, whereupon the rest is chosen anew. Kept are tokens per step, precision and optimizer
+state: only like is compared with like.
 
 Of the splits of a step's sequences into LBS × GAS and the ZeRO stages that fit into memory, the one is taken that
 moves the fewest bytes between ranks; of equals, the one with the larger LBS. At stage 3 as many layers stay
@@ -117,8 +117,9 @@ def _gathered_layers(hp: HyperParameters, model: DecoderSpec, world_size: int, r
 def _traffic(hp: HyperParameters, model: DecoderSpec, world_size: int) -> float:
     """Bytes a parameter that a rank sends in one step, in units of (ranks - 1) / ranks.
 
-    Gathering the weights for each forward and each backward (stage 3) or once (stage 2, and layers that stay), and
-    reducing gradients in fp32 with every micro-batch; replicas reduce theirs once, in their own type, to all.
+    Gathering the weights for each forward and each backward (stage 3) or once (stage 2, and layers that stay); and
+    reducing gradients with every micro-batch, in fp32 or, where peers copy them, as they are. Replicas reduce
+    theirs once, in their own type, to all.
     """
     if world_size == 1:
         return 0.0
@@ -127,4 +128,5 @@ def _traffic(hp: HyperParameters, model: DecoderSpec, world_size: int) -> float:
         return 2.0 * (4 if keeps_main_weights(hp) else width)
     stay = hp.gathered_layers / model.num_layers if hp.zero_stage == 3 else 1.0
     gathered = stay + (1 - stay) * 2 * micro_batches
-    return gathered * width + 4 * micro_batches
+    reduced = width if hp.collectives == "peer_copies" else 4
+    return gathered * width + reduced * micro_batches

@@ -154,6 +154,20 @@ def test_a_plan_tells_what_was_chosen_and_by_whom() -> None:
     assert made.fix_hp == {"loss": "chunked", "zero_stage": 2, "precision": "bf16", "attention": "sdpa"}
 
 
+def test_what_the_vendor_wants_is_reckoned_with() -> None:
+    # Gradients that peers copy are half as many bytes: smaller micro-batches send them more often.
+    run = Run(id="tuned", tuned=True, fix_hp={"gathered_layers": 0})
+    found = [
+        planned(acme(answer), run, case="baichuan2_13b").hyper_parameters
+        for answer in (None, {"collectives": "peer_copies"}, {"zero_stage": 2})
+    ]
+    assert [(hp.zero_stage, hp.local_batch_size, hp.gradient_accumulation_steps) for hp in found] == [
+        (3, 4, 2),
+        (2, 2, 4),
+        (2, 2, 4),
+    ]
+
+
 def test_nothing_is_chosen_for_other_runs() -> None:
     made = planned(acme({"compile": True}), Run(id="base"))
     assert made.fix_hp == {}
