@@ -122,11 +122,12 @@ def test_the_hash_is_of_the_curves_data_and_weights(reference: ReferenceCurve) -
     assert reference.model_copy(update={"environment": {"torch": "3"}}).sha256() == reference.sha256()
 
 
-@pytest.mark.parametrize("file", KEPT, ids=lambda file: file.parent.parent.name)
+@pytest.mark.parametrize("file", KEPT, ids=lambda file: f"{file.parent.parent.name}-{file.stem}")
 def test_the_references_in_the_repository_are_what_their_config_says(file: Path) -> None:
     (kept,) = (one for one in load_references(file.parent) if one.id == file.stem)
     assert kept.plan.case == file.parent.parent.name
-    assert kept.plan.official
+    # Unless it is that the run was too short to tell a speed, which a curve does not.
+    assert kept.plan.official or str(kept.plan.unofficial_reason).startswith("a window of ")
     # The plainest kernels: where SDPA computes in fp32, it has no reduced precision to hide.
     assert kept.plan.engine == "torch"
     assert kept.plan.hyper_parameters.attention in ("eager", "sdpa")
