@@ -176,7 +176,7 @@ def finish(run_dir: Path, console: Console, language: Language = "zh") -> Record
             f"the record cannot be kept: {error.strerror}; make room and run python -m core report {run_dir}",
         )
     if record.status == "ok":
-        console.print(f"ok: {record.id}", soft_wrap=True)
+        console.print(f"ok: {record.id} (report: {run_dir}/report.md)", soft_wrap=True)
     else:
         complain(console, f"{record.status}: {record.reason} (logs: {run_dir}/logs)")
     return record
