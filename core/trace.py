@@ -8,7 +8,7 @@ from typing import Final
 
 from torch.profiler import profile, record_function, supported_activities
 
-from core.trace_table import LOSS, OPTIMIZER, read_profile
+from core.trace_table import COMMUNICATION, LOSS, OPTIMIZER, read_profile
 from schemas.profile import Profile
 
 FOLDER: Final = "profile"
@@ -23,6 +23,11 @@ def loss_range() -> record_function:
 def optimizer_range() -> record_function:
     """Marks clipping and the optimizer's update."""
     return record_function(OPTIMIZER)
+
+
+def communication_range() -> record_function:
+    """Marks what moves weights and gradients between ranks, where names of kernels do not tell."""
+    return record_function(COMMUNICATION)
 
 
 def trace_steps(step: Callable[[], None], steps: int, synchronize: Callable[[], None], run_dir: Path) -> Profile:

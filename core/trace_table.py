@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +21,15 @@ from schemas.profile import Profile, Share
 
 LOSS: Final = "accelmark::loss"
 OPTIMIZER: Final = "accelmark::optimizer"
+COMMUNICATION: Final = "accelmark::communication"
 
-_RANGES: Final[Mapping[str, Share]] = {LOSS: "loss", OPTIMIZER: "optimizer"}
+_RANGES: Final[Mapping[str, Share]] = {LOSS: "loss", OPTIMIZER: "optimizer", COMMUNICATION: "communication"}
+_FSDP: Final = "FSDP::"
+"""How the ranges begin in which FSDP2 gathers, reduces, and copies from and to what it sends."""
 _NAMES: Final[Sequence[tuple[Share, re.Pattern[str]]]] = (
     (
         "communication",
-        re.compile(r"nccl|mccl|cncl|gloo:|^c10d::|allreduce|allgather|reducescatter", re.IGNORECASE),
+        re.compile(r"nccl|mccl|cncl|gloo:|^c10d::|allreduce|allgather|reducescatter|^memcpy ptop", re.IGNORECASE),
     ),
     ("attention", re.compile(r"flash|fmha|attention|sdpa", re.IGNORECASE)),
     # nvjet are cuBLAS's kernels for Hopper, triton_tem the products that torch.compile writes.
@@ -60,29 +65,58 @@ def _spans(events: Sequence[Mapping[str, Any]], kinds: frozenset[str] | set[str]
     A kernel is begun by the call that launched it. The profiler's own ranges on the device lack kernels that a
     compiler launches by the driver's interface.
     """
-    ranges: dict[Any, list[_Span]] = defaultdict(list)
+    ranges: defaultdict[Any, list[_Span]] = defaultdict(list)
     launches: dict[Any, tuple[Any, float]] = {}
     for event in events:
-        if event.get("cat") == "user_annotation" and event["name"] in _RANGES:
-            start = event["ts"]
-            ranges[event["tid"]].append(_Span(start, start + event["dur"], _RANGES[event["name"]]))
+        if event.get("cat") == "user_annotation" and (marked := _marked(event["name"])):
+            ranges[event["tid"]].append(_Span(event["ts"], event["ts"] + event["dur"], marked))
         elif str(event.get("cat")).endswith(_LAUNCHING):
             launches[event.get("args", {}).get("correlation")] = event["tid"], event["ts"]
+    timelines = {thread: _Timeline(found) for thread, found in ranges.items()}
     spans = []
     for event in events:
         if event.get("cat") in kinds:
             thread, begun = launches.get(event.get("args", {}).get("correlation"), (event["tid"], event["ts"]))
-            spans.append(_span(event, begun, ranges.get(thread, ())))
+            spans.append(_span(event, timelines[thread].at(begun) if thread in timelines else None))
     return spans
 
 
-def _span(event: Mapping[str, Any], begun: float, ranges: Sequence[_Span]) -> _Span:
-    """``ranges`` are those of the thread that began it; there are few."""
+def _marked(name: str) -> Share | None:
+    return "communication" if name.startswith(_FSDP) else _RANGES.get(name)
+
+
+class _Timeline:
+    """The marked ranges of one thread, which lie within each other or side by side."""
+
+    def __init__(self, ranges: Sequence[_Span]) -> None:
+        self._moments: list[float] = []
+        self._innermost: list[Share | None] = []
+        entered: list[_Span] = []
+        for span in sorted(ranges, key=lambda span: (span.start, -span.end)):
+            self._leave(entered, span.start)
+            entered.append(span)
+            self._note(span.start, span.share)
+        self._leave(entered, math.inf)
+
+    def at(self, moment: float) -> Share | None:
+        """What the innermost range around ``moment`` is marked as."""
+        index = bisect_right(self._moments, moment) - 1
+        return self._innermost[index] if index >= 0 else None
+
+    def _leave(self, entered: list[_Span], moment: float) -> None:
+        while entered and entered[-1].end <= moment:
+            end = entered.pop().end
+            self._note(end, entered[-1].share if entered else None)
+
+    def _note(self, moment: float, share: Share | None) -> None:
+        self._moments.append(moment)
+        self._innermost.append(share)
+
+
+def _span(event: Mapping[str, Any], marked: Share | None) -> _Span:
     start, end, name = event["ts"], event["ts"] + event["dur"], event["name"]
     share: Share = next((share for share, pattern in _NAMES if pattern.search(name)), "memory_bound")
-    if share != "communication":
-        share = next((marked.share for marked in ranges if marked.start <= begun < marked.end), share)
-    return _Span(start, end, share)
+    return _Span(start, end, marked if marked and share != "communication" else share)
 
 
 def _add_up(spans: Sequence[_Span]) -> Mapping[Share, float]:

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from core.dtensors import as_dtensor
 from core.engines.peer_copies import Window, compiled_on, make_window, mean_of_ranks, others
+from core.trace import communication_range
 
 IN_FLIGHT = 2
 """Blocks whose gradients may wait to be reduced, in memory that a rank which is ahead waits for."""
@@ -96,7 +97,7 @@ class PeerStage2:
     def gather(self) -> None:
         """Begin to bring all weights up to date; each module waits for its own when it is called."""
         side = self._gathering
-        with side.behind_the_current_stream():
+        with communication_range(), side.behind_the_current_stream():
             for unit in self.units:
                 unit.gradient = None
                 mine = unit.weights[0].new_empty(unit.main.numel(), device="meta")
@@ -142,7 +143,7 @@ class PeerStage2:
         gradients = [weight.grad for weight in unit.weights if weight.grad is not None]
         side, own = self._reducing, unit.main.numel()
         like = gradients[0].new_empty(self._ranks, unit.slot, device="meta")
-        with side.behind_the_current_stream():
+        with communication_range(), side.behind_the_current_stream():
             side.window.barrier()  # what came last has been added up
             for peer in (self._rank, *others(self._rank, self._ranks)):
                 offset = self._rank * unit.slot

@@ -93,6 +93,36 @@ def test_a_marked_range_claims_the_kernels_that_were_launched_in_it(tmp_path: Pa
     }  # fmt: skip
 
 
+def test_what_moves_shards_is_communication_whatever_its_kernels_are(tmp_path: Path) -> None:
+    host = 100
+    found = seconds(
+        tmp_path,
+        event("user_annotation", "FSDP::all_gather_copy_out (model.layers.1)", 1, 2, host),
+        event("user_annotation", "accelmark::communication", 3, 4, host),
+        *launched(
+            event("cuda_runtime", "cudaLaunchKernel", 1.1, 1.2, host), kernel("split_with_sizes", 10, 12), 1
+        ),
+        *launched(event("cuda_runtime", "cudaMemcpyAsync", 2.1, 2.2, host), kernel("elementwise", 12, 13), 2),
+        *launched(event("cuda_runtime", "cudaLaunchKernel", 3.1, 3.2, host), kernel("elementwise", 13, 14), 3),
+        event("gpu_memcpy", "Memcpy PtoP (Device -> Device)", 14, 15),
+    )
+    assert found == {"communication": 4, "memory_bound": 1}
+
+
+def test_the_innermost_range_claims_a_kernel(tmp_path: Path) -> None:
+    host = 100
+    found = seconds(
+        tmp_path,
+        event("user_annotation", "accelmark::loss", 0, 10, host),
+        event("user_annotation", "FSDP::pre_backward", 2, 4, host),
+        *launched(event("cuda_runtime", "cudaLaunchKernel", 1, 1.1, host), kernel("elementwise", 20, 21), 1),
+        *launched(event("cuda_runtime", "cudaLaunchKernel", 3, 3.1, host), kernel("elementwise", 21, 23), 2),
+        *launched(event("cuda_runtime", "cudaLaunchKernel", 5, 5.1, host), kernel("elementwise", 23, 27), 3),
+        *launched(event("cuda_runtime", "cudaLaunchKernel", 10, 10.1, host), kernel("elementwise", 27, 35), 4),
+    )
+    assert found == {"loss": 5, "communication": 2, "memory_bound": 8}
+
+
 def test_without_an_accelerator_operators_take_the_kernels_place(tmp_path: Path) -> None:
     found = seconds(
         tmp_path,
