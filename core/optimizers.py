@@ -50,6 +50,16 @@ def _may_be_fused(given: list[Any]) -> bool:
     return not out_of_tree or torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_adamw_", "PrivateUse1")
 
 
+def takes_grad_scale(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its update divides gradients by its attribute ``grad_scale``, which saves clipping a pass over them.
+
+    Torch's fused AdamW has that for ``torch.amp.GradScaler``, which sets the attribute itself.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        return bool(optimizer.defaults["fused"])
+    return isinstance(optimizer, StochasticAdamW)
+
+
 class StochasticAdamW(torch.optim.Optimizer):
     """AdamW on bf16 weights and moments, each rounded stochastically: 8 bytes a parameter with its gradient.
 
@@ -57,8 +67,7 @@ class StochasticAdamW(torch.optim.Optimizer):
     learning rates is nearly all of them. Rounding up with the probability of the remainder keeps the expected
     weight exact (as in Zamirai et al., "Revisiting BFloat16 Training", arXiv 2010.06192).
 
-    ``grad_scale``, when set, is a 0-dimensional tensor that gradients are multiplied by on the fly, which saves
-    clipping a pass over them.
+    ``grad_scale``, when set, is a 0-dimensional tensor that gradients are divided by on the fly.
     """
 
     def __init__(self, params: Any, settings: dict[str, Any]) -> None:
@@ -102,7 +111,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         host = [rate, 1 - group["lr"] * group["weight_decay"], beta1, beta2, root_factor, group["eps"], 1.0]
         numbers = torch.tensor(host, dtype=torch.float32).to(device, non_blocking=True)
         if self.grad_scale is not None:
-            numbers[-1] = self.grad_scale
+            numbers[-1] = self.grad_scale.reciprocal()
         return numbers
 
 

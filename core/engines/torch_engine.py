@@ -37,7 +37,7 @@ from core.models.adapters import released_name
 from core.models.decoder import Decoder
 from core.models.initialise import count_parameters, place_dtensor, place_plain
 from core.optimizer_state import LossScaler, moment
-from core.optimizers import StochasticAdamW, build_optimizer
+from core.optimizers import build_optimizer, takes_grad_scale
 from core.trace import optimizer_range
 from schemas.checkpoint import Part
 
@@ -269,9 +269,9 @@ class TorchEngine(Engine):
             dist.all_reduce(square)
         norm = square.sqrt()
         if self.hp.clip_grad_norm > 0:
-            coefficient = (self.hp.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            if isinstance(self._optimizer, StochasticAdamW):
-                self._optimizer.grad_scale = coefficient
+            excess = ((norm + 1e-6) / self.hp.clip_grad_norm).clamp(min=1.0)
+            if self._scaler is None and takes_grad_scale(self._optimizer):
+                self._optimizer.grad_scale = excess  # type: ignore[attr-defined]
             else:
-                torch._foreach_mul_(grads, coefficient)
+                torch._foreach_div_(grads, excess)
         return norm

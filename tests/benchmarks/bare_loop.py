@@ -16,6 +16,7 @@ from core.clock import DeviceClock
 from core.engines.base import Engine
 from core.errors import UsageError
 from core.loop import Loop
+from core.optimizers import takes_grad_scale
 from core.schedule import learning_rate
 from schemas.plan import Plan
 
@@ -79,8 +80,8 @@ class BareLoop:
         norm: Tensor = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        if self._clip > 0 and hasattr(self._optimizer, "grad_scale"):
-            self._optimizer.grad_scale = (self._clip / (norm + 1e-6)).clamp(max=1.0)
+        if self._clip > 0 and takes_grad_scale(self._optimizer):
+            self._optimizer.grad_scale = ((norm + 1e-6) / self._clip).clamp(min=1.0)
         elif self._clip > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._clip, norm)
         self._optimizer.step()

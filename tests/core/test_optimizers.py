@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from core.optimizers import StochasticAdamW, _update, build_optimizer, noise, stochastic_bf16
+from core.optimizers import StochasticAdamW, _update, build_optimizer, noise, stochastic_bf16, takes_grad_scale
 from schemas.hyperparameters import HyperParameters
 
 SETTINGS = {"lr": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
@@ -103,18 +103,29 @@ def test_small_updates_arrive_on_average_where_plain_bf16_stands_still() -> None
     assert (plain == 1).all()
 
 
-def test_grad_scale_equals_scaled_gradients() -> None:
-    gradient = torch.randn(512, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+@pytest.mark.parametrize(("state", "dtype"), [("bf16_stochastic", torch.bfloat16), ("fp32", torch.float32)])
+def test_an_update_by_grad_scale_is_that_of_divided_gradients(state: str, dtype: torch.dtype) -> None:
+    gradient = torch.randn(512, generator=torch.Generator().manual_seed(1)).to(dtype)
     weights = []
-    for scale, grad in ((torch.tensor(0.25), gradient), (None, gradient * 0.25)):
+    for scale, grad in ((torch.tensor(4.0), gradient), (None, gradient * 0.25)):
         torch.manual_seed(7)
-        parameter = torch.nn.Parameter(torch.ones(512, dtype=torch.bfloat16))
-        optimizer = StochasticAdamW([parameter], SETTINGS | {"lr": 0.1, "weight_decay": 0.1})
-        optimizer.grad_scale = scale
+        parameter = torch.nn.Parameter(torch.ones(512, dtype=dtype))
+        hp = HyperParameters(precision="bf16", local_batch_size=1, sequence_length=1, learning_rate=0.1,
+                             weight_decay=0.1, optimizer_state=state)  # fmt: skip
+        optimizer = build_optimizer([parameter], hp)
+        assert takes_grad_scale(optimizer)
+        optimizer.grad_scale = scale  # type: ignore[attr-defined]
         parameter.grad = grad.clone()
         optimizer.step()
         weights.append(parameter.detach().clone())
     assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], torch.ones(512, dtype=dtype))
+
+
+def test_clipping_is_told_apart_for_optimizers_that_know_no_grad_scale() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    assert not takes_grad_scale(torch.optim.AdamW([parameter], fused=False))
+    assert not takes_grad_scale(torch.optim.SGD([parameter]))
 
 
 @pytest.mark.parametrize(
