@@ -51,7 +51,7 @@ class StepResult:
     """Scalars of one optimizer step, left on the device so that reading them is the loop's decision."""
 
     loss: Tensor
-    """Mean cross-entropy over the label tokens of the global batch."""
+    """Mean cross-entropy over the label tokens of the global batch; 0 where it has none."""
     grad_norm: Tensor | None
     """Global gradient norm before clipping; None where the engine does not tell."""
 
@@ -204,11 +204,13 @@ class Engine(ABC):
 
         Data parallel gradients are averaged over the ranks, so the sum over a rank's labels is multiplied by
         DP / (label tokens of the whole global batch): uneven labels weigh as they should, which a mean of the
-        ranks' means gets wrong.
+        ranks' means gets wrong. A global batch without any (of prompts longer than a sequence, say) counts as having
+        one: its loss and gradients are 0 then, and not 0 / 0.
         """
         # Filled on the device: a copy from the host would wait for everything that is queued there.
         tokens = torch.full((), float(batch.label_tokens), dtype=torch.float32, device=self.device)
         dist.all_reduce(tokens, group=self.data_group)
+        tokens.clamp_(min=1.0)
         return self.plan.parallel.dp / tokens, tokens
 
     def global_loss(self, cross_entropy_sum: Tensor, tokens: Tensor) -> Tensor:

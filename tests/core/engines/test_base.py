@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from core import defaults
+from core.data.loader import StepBatch
 from core.engines.torch_engine import TorchEngine
 from core.errors import DeviceError
 from core.models.llama import Llama2
@@ -36,3 +37,15 @@ def test_a_hook_that_builds_something_else_is_told(plan: Plan) -> None:
         TorchEngine(plan, CPU).decoder(torch.nn.Linear(1, 1))
     assert error.value.what == "hook build_model returned a Linear, engine torch trains a Decoder"
     assert error.value.fix == "return a core.models.decoder.Decoder from the plugin of vendor 'acme'"
+
+
+def test_a_global_batch_without_labels_moves_nothing(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not 0 / 0, which would leave NaN in all weights."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
+    engine = TorchEngine(plan, CPU)
+    scale, tokens = engine.gradient_scale(StepBatch((), label_tokens=0, real_tokens=8, padded_tokens=0))
+    objective = torch.zeros((), requires_grad=True)
+    (objective * scale).backward()
+    assert objective.grad is not None
+    assert objective.grad.isfinite()
+    assert engine.global_loss(torch.zeros(()), tokens).item() == 0.0
