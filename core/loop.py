@@ -118,8 +118,13 @@ class Loop:
         return next(self._batches)
 
     def _untimed_step(self) -> None:
+        rate = self._begin_step()
+        self._engine.step(self.next_batch(), rate)
+
+    def _begin_step(self) -> float:
+        """Count the next step; its learning rate."""
         self._step += 1
-        self._engine.step(self.next_batch(), learning_rate(self._plan.hyper_parameters, self._step))
+        return learning_rate(self._plan.hyper_parameters, self._step, self._loader.epochs_at(self._step - 1))
 
     def measure(self, steps: int) -> float:
         """One measured window; how long it took, in seconds. ``NonFiniteError``."""
@@ -170,8 +175,7 @@ class Loop:
         dist.barrier()
 
     def _enqueue(self, phase: Literal["warmup", "measure"]) -> StepBatch:
-        self._step += 1
-        rate = learning_rate(self._plan.hyper_parameters, self._step, self._loader.epochs_at(self._step - 1))
+        rate = self._begin_step()
         start = self._clock.mark()
         asked = time.perf_counter()
         batch = self.next_batch()

@@ -1,4 +1,4 @@
-"""What the training loop makes of a step whose loss or gradient norm is not finite."""
+"""What the training loop makes of a loss or gradient norm that is not finite, and the rates that it asks for."""
 
 from __future__ import annotations
 
@@ -85,3 +85,28 @@ def test_a_loss_scaler_may_overflow(make_plan: Callable[..., Plan], tmp_path: Pa
     sets = {"measure.warmup_steps": 3, "zero_stage": 2, **half}
     steps = trained(tmp_path, make_plan(engine="torch", sets=sets), 2.5, math.inf)
     assert [step.grad_norm for step in steps] == [1.0, None, 1.0]
+
+
+def test_traced_steps_go_on_with_the_epochs_rate(
+    make_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EpochOfTwoSteps(Batches):
+        def epochs_at(self, step: int) -> int:
+            return step // 2
+
+    rates = []
+
+    class RateEngine(Engine):
+        def step(self, batch: StepBatch, learning_rate: float) -> StepResult:
+            rates.append(learning_rate)
+            return super().step(batch, learning_rate)
+
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    sets = {"measure.warmup_steps": 1, "measure.profile_steps": 2, "zero_stage": 2}
+    sets |= {"learning_rate": 1.0, "schedule": "epoch", "epoch_factor": 0.5}
+    log = EventLog(tmp_path, 0)
+    loop = Loop(make_plan(engine="torch", sets=sets), RateEngine(3.0, 1.0), EpochOfTwoSteps(), log)
+    loop.warm_up()
+    loop.profile(tmp_path)
+    log.close()
+    assert rates == [1.0, 1.0, 0.5]
