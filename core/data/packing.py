@@ -83,7 +83,7 @@ class PackedReader:
         }
         if self._mask:
             arrays["document_ids"] = np.full(shape, -1, dtype=np.int64)
-        real = 0
+        lengths = [0] * shape[0]
         for row, sample in enumerate(samples):
             here = slice(sample * self._length, (sample + 1) * self._length)
             one_further = slice(here.start + 1, here.stop + 1)
@@ -91,5 +91,6 @@ class PackedReader:
             arrays["labels"][row] = self._labels[one_further]
             if self._mask:
                 arrays["document_ids"][row] = self._documents[here]
-            real += min(here.stop, self._tokens) - here.start
-        return MicroBatch(arrays, padded_tokens=shape[0] * shape[1] - real)
+            lengths[row] = min(here.stop, self._tokens) - here.start
+        padded = shape[0] * shape[1] - sum(lengths)
+        return MicroBatch(arrays, padded_tokens=padded, sequence_lengths=tuple(lengths))

@@ -94,3 +94,10 @@ def test_facts_tell_tokens_and_identify_the_labels() -> None:
     assert facts.sha256 != reader([5, 8, 4]).facts.sha256
     one = reader([5, 9, 3])
     assert [one.epochs_at(step, 1) for step in range(5)] == [0, 0, 1, 1, 2]
+
+
+def test_padding_does_not_count_as_length_of_a_sequence() -> None:
+    """MFU counts the products of attention by it: those of real tokens with each other."""
+    (batch,) = epoch([5, 6], 1, 1, local_batch_size=4)  # 8 and 3 tokens, and two rows of padding
+    assert batch.padded_tokens == 4 * 8 - 11
+    assert batch.squared_lengths == 8 * 8 + 3 * 3
