@@ -22,8 +22,14 @@ CONFIG = "config.json"
 """What transformers needs to load the weights, where it knows the model."""
 RNG = "rng"
 """The folder of every rank's generator."""
-SHARED = ("lora", "hyper_parameters.seed", "hyper_parameters.sequence_length", "global_batch_size")
-"""What is trained beside the model itself, and what decides which data comes in which step."""
+SHARED = (
+    "lora",
+    "hyper_parameters.stage",
+    "hyper_parameters.seed",
+    "hyper_parameters.sequence_length",
+    "global_batch_size",
+)
+"""What is trained beside the model itself, or of it, and what decides which data comes in which step."""
 
 
 def part_folder(folder: Path, part: Part) -> Path:

@@ -80,6 +80,7 @@ def test_another_layout_engine_precision_and_rate_may_go_on(
         ({"model.factory": "m:g"}, DATA, "model.factory m:g instead of m:f"),
         ({}, "ab" * 32, "data with manifest abababababab instead of dadadadadada"),
         ({"seed": 7}, DATA, "seed 7 instead of 1234"),
+        ({"stage": "pretrain"}, DATA, "stage pretrain instead of None"),
         ({"sequence_length": 1024}, DATA, "sequence_length 1024 instead of 2048"),
         ({"local_batch_size": 2}, DATA, "global_batch_size 256 instead of 128"),
     ],
