@@ -204,8 +204,8 @@ class Engine(ABC):
 
         Data parallel gradients are averaged over the ranks, so the sum over a rank's labels is multiplied by
         DP / (label tokens of the whole global batch): uneven labels weigh as they should, which a mean of the
-        ranks' means gets wrong. A global batch without any (of prompts longer than a sequence, say) counts as having
-        one: its loss and gradients are 0 then, and not 0 / 0.
+        ranks' means gets wrong. A global batch without any (of prompts longer than a sequence, say) counts as
+        having one: its loss and gradients are 0 then, and not 0 / 0.
         """
         # Filled on the device: a copy from the host would wait for everything that is queued there.
         tokens = torch.full((), float(batch.label_tokens), dtype=torch.float32, device=self.device)
