@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from schemas.chip import Peak
-from schemas.hyperparameters import Checkpointing
+from schemas.hyperparameters import Attention, Checkpointing
 from schemas.model import DecoderSpec
 from schemas.plan import Plan
 from schemas.record import Mfu, Parameters, Throughput
@@ -66,6 +66,7 @@ class Work:
     sequence_length: float
     """Of the sequence that a token is in, mean over the tokens."""
     checkpointing: Checkpointing
+    attention: Attention = "sdpa"
     fine_tune: FineTune = "full"
     patches_per_token: float = 0.0
     """What a vision tower sees for each token that the language model does."""
@@ -83,6 +84,7 @@ class Work:
             parameters,
             length or hp.sequence_length,
             hp.activation_checkpointing,
+            hp.attention,
             fine_tune=_fine_tune(plan),
             patches_per_token=0.0 if vision is None else images * (vision.image_tokens + 1),
             scaled_down=plan.scaled_down,
@@ -114,14 +116,16 @@ def flops_per_token(work: Work) -> dict[str, float]:
 def _recomputed(work: Work) -> float:
     """FLOPs per token that the backward pass spends on forward work done before.
 
-    ``full`` runs the blocks' forward again; ``selective`` keeps every matrix product's result, so that none is.
+    ``full`` runs the blocks' forward again; torch leaves out each block's last product, whose result nothing
+    needs, but the usual count, another forward, has it. ``selective`` keeps the results of all products with
+    weights and of fused attention; only eager attention multiplies again.
     """
-    if work.checkpointing != "full":
-        return 0.0
     model = work.model
-    in_blocks = work.parameters.total - work.parameters.embedding - work.parameters.forward_only
     attention = 2.0 * model.num_layers * model.num_heads * model.head_size * work.sequence_length
-    return 2.0 * in_blocks + attention
+    if work.checkpointing == "full":
+        in_blocks = work.parameters.total - work.parameters.embedding - work.parameters.forward_only
+        return 2.0 * in_blocks + attention
+    return attention if work.checkpointing == "selective" and work.attention == "eager" else 0.0
 
 
 def mfu(tokens_per_second_per_chip: float, work: Work, peak: Peak) -> Mfu:

@@ -31,7 +31,7 @@ def work(
     embedding = 2 * model.vocab_size * model.hidden_size
     counts = {"total": total, "trainable": total, "embedding": embedding} | parameters
     length = 2048 if case == "baichuan2_13b" else 4096
-    return Work(model, Parameters(**counts), length, checkpointing, fine_tune)
+    return Work(model, Parameters(**counts), length, checkpointing, fine_tune=fine_tune)
 
 
 @pytest.mark.parametrize(("tokens_per_second", "printed"), [(2068, "16.3%"), (2710, "21.4%")])
@@ -152,7 +152,7 @@ def test_llava_counts_the_tower_by_its_patches_and_frozen_weights_that_gradients
     parameters = Parameters(total=total, trainable=trainable, embedding=2 * 32000 * 5120, forward_only=LLAVA_TOWER)
     images_per_token = 1 / 850
     patches = images_per_token * (case.vision.image_tokens + 1)
-    trained = Work(case.model, parameters, 901.5, "full", fine_tune, patches_per_token=patches)
+    trained = Work(case.model, parameters, 901.5, "full", fine_tune=fine_tune, patches_per_token=patches)
     flops = flops_per_token(trained)
     frozen = LLAVA_LANGUAGE + LLAVA_PROJECTOR - trainable
     attention = 12 * 40 * 5120 * 901.5
@@ -177,3 +177,36 @@ def test_the_counts_are_those_of_the_model_that_is_built() -> None:
     assert counted.forward_only == LLAVA_TOWER
     assert counted.trainable == LLAVA_LANGUAGE + LLAVA_PROJECTOR
     assert counted.total == LLAVA_LANGUAGE + LLAVA_PROJECTOR + LLAVA_TOWER
+
+
+def test_the_formulas_count_what_torch_counts() -> None:
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from core.models.initialise import count_parameters
+    from core.models.llama import Llama2
+
+    case, tokens = resolve("llama2_7b").case, 32
+    spec = case.model.model_copy(
+        update={"hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": 48, "num_layers": 2}
+    )
+    kinds: tuple[Checkpointing, ...] = ("none", "selective", "full")
+    counted, told = {}, {}
+    for kind in kinds:
+        hp = case.hyper_parameters.model_copy(update={"attention": "eager", "activation_checkpointing": kind})
+        model, ids = Llama2(spec, hp), torch.zeros(1, tokens, dtype=torch.int64)
+        model.apply_activation_checkpointing()
+        with FlopCounterMode(display=False) as counter:
+            objective, _ = model(ids, ids)
+            objective.backward()
+        counted[kind] = counter.get_total_flops() / tokens
+        parameters = Parameters(**count_parameters(model)._asdict())
+        told[kind] = flops_per_token(Work(spec, parameters, tokens, kind, "eager"))
+    norms = 5 * 32  # weights without a product
+    assert counted["none"] == told["none"]["palm"] - 6 * (32000 * 32 + norms)
+    # Eager attention multiplies whole matrices, of which the formulas count half.
+    attention = 2 * 2 * 32 * tokens
+    again = {kind: flops["hardware"] - flops["causal"] for kind, flops in told.items()}
+    assert counted["selective"] - counted["none"] == again["selective"] + attention
+    last_products = 2 * 2 * 32 * 48
+    assert counted["full"] - counted["none"] == again["full"] + attention - 2 * norms - last_products
