@@ -84,9 +84,11 @@ def _config(column: ConfigColumn, record: Record, language: Language) -> str:
 
 
 def _fix_hp(column: FixHpColumn, cell: Cell, record: Record, language: Language) -> str:
-    last = len(record.fix_hp) - 1
+    # How long was measured changes nothing about the run, and is told below the table.
+    shown = {field: value for field, value in record.fix_hp.items() if not field.startswith("measure.")}
+    last = len(shown) - 1
     changes = []
-    for position, (field, value) in enumerate(record.fix_hp.items()):
+    for position, (field, value) in enumerate(shown.items()):
         name: Phrase = column.names.get(field, SHORT_NAMES.get(field, field))
         remark = cell.remark if position == last else None
         changes.append(Assignment(key=in_language(name, language), value=hyper_parameter(value), remark=remark))

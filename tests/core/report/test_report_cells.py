@@ -93,6 +93,11 @@ def test_fix_hp_is_rendered_from_the_typed_changes(make_record: MakeRecord) -> N
     assert hyper_parameter("") == "''"
 
 
+def test_how_long_was_measured_is_no_change_of_the_run(make_record: MakeRecord) -> None:
+    record = make_record(fix_hp={"local_batch_size": 1, "measure.steps": 55})
+    assert cell_text(FixHpColumn(title="fix_hp"), Cell(remark="r"), record, "zh") == "LBS=1(r)"
+
+
 def test_measured_cells_without_a_literal(make_record: MakeRecord) -> None:
     record = make_record()
     shown = [
