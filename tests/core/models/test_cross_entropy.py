@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from core import memory_estimate
 from core.models import cross_entropy as module
 from core.models.cross_entropy import chunked_cross_entropy, full_cross_entropy
 
@@ -29,6 +30,11 @@ def _gradients(loss, inputs, z_loss, scale=1.0):
     objective, cross_entropy = loss(hidden, weight, labels, z_loss)
     found = torch.autograd.grad(objective * scale, (hidden, weight))
     return objective.detach(), cross_entropy.detach(), *found
+
+
+def test_plans_reckon_with_the_same_chunks() -> None:
+    """Planning imports no torch, and so has the number for itself."""
+    assert memory_estimate.LOSS_CHUNK_TOKENS == module.CHUNK_TOKENS
 
 
 @pytest.mark.parametrize("loss", [full_cross_entropy, chunked_cross_entropy])
