@@ -131,6 +131,7 @@ class Training:
         """This rank's data; one process a node makes what is generated and verifies what is not."""
         import torch.distributed as dist
 
+        from core.data.agreement import require_same
         from core.data.catalog import data_format
         from core.evaluate.catalog import evaluator
 
@@ -151,6 +152,7 @@ class Training:
             sequences=facts.sequences,
             tokens=facts.tokens,
         )
+        require_same(facts)
         return source
 
     def _evaluate(self, spec: EvaluationSpec, engine: Engine) -> None:
