@@ -34,6 +34,9 @@ IN_FLIGHT = 2
 """Steps the host may be ahead of the device."""
 WINDOW_MARGIN = 1.05
 """The window is planned this much longer than its minimum, since warm-up only estimates the step time."""
+MOST_SKIPPED = 20
+"""Steps in a row that a loss scaler may skip. It begins at 2^16 and halves its scale each time: below 1 it was not
+the scale that made gradients overflow, and no step will ever train."""
 
 
 class NonFiniteError(AccelMarkError):
@@ -78,6 +81,7 @@ class Loop:
         self._step = step
         self._total: int | None = None
         self._step_times_s: list[float] = []
+        self._skipped = 0
 
     @property
     def step(self) -> int:
@@ -203,8 +207,10 @@ class Loop:
         self._step_times_s.append(step_s)
         loss, norm = done.scalars.tolist()
         finite = math.isfinite(loss)
+        overflowed = done.norm_told and not math.isfinite(norm)
+        self._skipped = self._skipped + 1 if overflowed else 0
         # A loss scaler tries a scale that overflows, and then skips the step: that is its way.
-        norm_must_be = done.norm_told and self._plan.compute_precision != "fp16"
+        may_skip = MOST_SKIPPED if self._plan.compute_precision == "fp16" else 0
         self._log.emit(
             ev.StepEvent,
             phase=done.phase,
@@ -220,7 +226,7 @@ class Loop:
             memory_allocated_gib=done.allocated_gib,
             data_wait_s=done.data_wait_s,
         )
-        if not finite or (norm_must_be and not math.isfinite(norm)):
+        if not finite or self._skipped > may_skip:
             raise NonFiniteError(done.step, loss, norm if done.norm_told else None)
 
 

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from core.data.loader import StepBatch
 from core.engines.base import StepResult
 from core.events import EventLog, of_kind, read_events
-from core.loop import Loop, NonFiniteError
+from core.loop import MOST_SKIPPED, Loop, NonFiniteError
 from schemas import event as ev
 from schemas.plan import Plan
 
@@ -35,7 +35,7 @@ class Engine:
     device = torch.device("cpu")
 
     def __init__(self, loss: float, norm: float | None) -> None:
-        self.results = iter([(3.0, 1.0), (loss, norm), (3.0, 1.0)])
+        self.results: Iterator[tuple[float, float | None]] = iter([(3.0, 1.0), (loss, norm), (3.0, 1.0)])
 
     def step(self, _batch: StepBatch, _learning_rate: float) -> StepResult:
         loss, norm = next(self.results)
@@ -110,3 +110,15 @@ def test_traced_steps_go_on_with_the_epochs_rate(
     loop.profile(tmp_path)
     log.close()
     assert rates == [1.0, 1.0, 0.5]
+
+
+def test_a_loss_scaler_that_skips_every_step_ends_the_run(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    """Else a run that trains nothing would leave a record."""
+    plan = make_plan(engine="torch", sets={"measure.warmup_steps": 30, "zero_stage": 2, "precision": "fp16"})
+    engine = Engine(2.5, math.inf)
+    engine.results = itertools.chain([(3.0, math.inf)] * 3, [(3.0, 1.0)], itertools.repeat((2.5, math.inf)))
+    log = EventLog(tmp_path, 0)
+    with pytest.raises(NonFiniteError, match=r"^loss is 2\.5 and gradient norm inf\n") as raised:
+        Loop(plan, engine, Batches(), log).warm_up()
+    log.close()
+    assert raised.value.step == 4 + MOST_SKIPPED + 1
