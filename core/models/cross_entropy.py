@@ -120,8 +120,9 @@ def _sum_chunks(
             torch.matmul(logits, weight, out=hidden_gradient[chunk])
         if terms.weight_gradient:
             operands = logits.t(), hidden[chunk]
-            one_chunk = hidden.shape[0] <= CHUNK_TOKENS
-            weight_gradient = operands[0] @ operands[1] if one_chunk else add_product(weight_gradient, *operands)
+            # Of one chunk, too, a sum over its tokens can leave fp16's range.
+            whole = hidden.shape[0] <= CHUNK_TOKENS and logits.dtype != torch.float16
+            weight_gradient = operands[0] @ operands[1] if whole else add_product(weight_gradient, *operands)
     return (totals[0].clone(), totals[1].clone()), hidden_gradient, weight_gradient
 
 

@@ -24,6 +24,8 @@ def add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
         if total is None:
             return torch.mm(left, right, out_dtype=torch.float32)
         return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    if left.dtype == torch.float16:  # whose range a sum over many tokens can leave
+        left, right = left.float(), right.float()
     product = left @ right
     return product.float() if total is None else total.add_(product)
 

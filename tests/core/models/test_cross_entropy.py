@@ -91,9 +91,10 @@ def test_half_precision_gradients_are_as_close_to_fp32_as_the_full_loss(monkeypa
         assert (ours - truth).norm() <= 1.5 * (theirs - truth).norm() + 1e-3 * truth.norm()
 
 
-def test_an_fp16_gradient_may_leave_fp16s_range_until_it_is_scaled(monkeypatch):
+@pytest.mark.parametrize("chunk", [512, 4096])
+def test_an_fp16_gradient_may_leave_fp16s_range_until_it_is_scaled(monkeypatch, chunk):
     """The label's row sums to 245,000 over all tokens; divided by their number it is 60 again."""
-    monkeypatch.setattr(module, "CHUNK_TOKENS", 512)
+    monkeypatch.setattr(module, "CHUNK_TOKENS", chunk)
     hidden = torch.full((4096, 4), 60.0, dtype=torch.float16)
     weight = torch.zeros(8, 4, dtype=torch.float16, requires_grad=True)
     objective, _ = chunked_cross_entropy(hidden, weight, torch.full((4096,), 3), 0.0)
