@@ -83,14 +83,18 @@ class PackedReader:
         }
         if self._mask:
             arrays["document_ids"] = np.full(shape, -1, dtype=np.int64)
-        lengths = [0] * shape[0]
+        lengths: list[int] = []
         for row, sample in enumerate(samples):
             here = slice(sample * self._length, (sample + 1) * self._length)
             one_further = slice(here.start + 1, here.stop + 1)
             arrays["input_ids"][row] = self._ids[here]
             arrays["labels"][row] = self._labels[one_further]
+            real = min(here.stop, self._tokens) - here.start
             if self._mask:
                 arrays["document_ids"][row] = self._documents[here]
-            lengths[row] = min(here.stop, self._tokens) - here.start
+                _, tokens = np.unique(arrays["document_ids"][row, :real], return_counts=True)
+                lengths += tokens.tolist()
+            else:
+                lengths.append(real)
         padded = shape[0] * shape[1] - sum(lengths)
         return MicroBatch(arrays, padded_tokens=padded, sequence_lengths=tuple(lengths))

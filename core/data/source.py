@@ -27,7 +27,8 @@ class MicroBatch:
     images: int = 0
     """Images of the data; one that only keeps ranks together is none."""
     sequence_lengths: tuple[int, ...] | None = None
-    """Real tokens of each sequence, where they are not all as long as a row of ``input_ids``."""
+    """Real tokens of each sequence, where they are not all as long as a row of ``input_ids``. Documents of a row
+    that do not see each other are a sequence each."""
 
     @property
     def label_tokens(self) -> int:

@@ -101,3 +101,9 @@ def test_padding_does_not_count_as_length_of_a_sequence() -> None:
     (batch,) = epoch([5, 6], 1, 1, local_batch_size=4)  # 8 and 3 tokens, and two rows of padding
     assert batch.padded_tokens == 4 * 8 - 11
     assert batch.squared_lengths == 8 * 8 + 3 * 3
+
+
+def test_documents_that_do_not_see_each_other_are_sequences_of_their_own() -> None:
+    (batch,) = epoch([5, 6], 1, 1, local_batch_size=4, document_mask=True)
+    assert batch.real_tokens == 11
+    assert batch.squared_lengths == 5 * 5 + 3 * 3 + 3 * 3
