@@ -152,7 +152,11 @@ class Training:
             sequences=facts.sequences,
             tokens=facts.tokens,
         )
-        require_same(facts)
+        require_same(
+            f"data {facts.name!r}",
+            facts.sha256,
+            "give all nodes the same files of data and tokenizer; for generated data, the same software",
+        )
         return source
 
     def _evaluate(self, spec: EvaluationSpec, engine: Engine) -> None:
@@ -181,6 +185,7 @@ class Training:
         import torch
 
         from core import cases
+        from core.data.agreement import require_same
         from core.engines.base import load_engine
         from core.models.fingerprint import weights_sha256
 
@@ -199,6 +204,10 @@ class Training:
             build_model,
             lambda optimizer, model: vendor.optimizer_wrap(optimizer, model, plan, device),
         )
+        weights = weights_sha256(plan, engine.device)
+        require_same(
+            "what weights are filled with", weights, "give all nodes the same files of weights, and software"
+        )
         self._log.emit(
             ev.ModelEvent,
             parameters_total=facts.parameters.total,
@@ -207,6 +216,6 @@ class Training:
             parameters_forward_only=facts.parameters.forward_only,
             weights=facts.weights,
             optimizer=facts.optimizer,
-            weights_sha256=weights_sha256(plan, engine.device),
+            weights_sha256=weights,
         )
         return engine

@@ -1,4 +1,4 @@
-"""Nodes with data that differ are told, on every rank alike."""
+"""Nodes with files that differ are told, on every rank alike."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import pytest
 dist = pytest.importorskip("torch.distributed")
 
 from core.data.agreement import require_same
-from core.data.source import DataFacts
 from core.errors import UsageError
 
-OWN = DataFacts("wiki", "da" * 32, sequences=8, tokens=64)
+OWN = "da" * 32
 
 
 @pytest.fixture
@@ -26,14 +25,14 @@ def others(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_the_same_data_on_all_ranks_is_what_a_run_needs(others: list[str]) -> None:
-    others += [OWN.sha256] * 2
-    require_same(OWN)
+def test_the_same_files_on_all_ranks_are_what_a_run_needs(others: list[str]) -> None:
+    others += [OWN] * 2
+    require_same("data 'wiki'", OWN, "copy them")
 
 
-def test_other_data_on_one_rank_is_refused(others: list[str]) -> None:
-    others += [OWN.sha256, "ab" * 32]
+def test_other_files_on_one_rank_are_refused(others: list[str]) -> None:
+    others += [OWN, "ab" * 32]
     with pytest.raises(UsageError) as error:
-        require_same(OWN)
+        require_same("data 'wiki'", OWN, "copy them")
     assert error.value.what == "data 'wiki' has hash dadadadadada on rank 0, but abababababab on rank 2"
-    assert "all nodes" in error.value.fix
+    assert error.value.fix == "copy them"
