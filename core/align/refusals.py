@@ -50,6 +50,13 @@ def refusals_of_curve(losses: Sequence[float]) -> list[Refusal]:
                 f"make it from a run with measure.warmup_steps + measure.steps of {MIN_STEPS} or more",
             )
         )
+    elif min(losses) <= 0:
+        found.append(
+            Refusal(
+                f"step {losses.index(min(losses)) + 1} of a reference has no loss: none of its tokens had a label",
+                "make it of data, or with a global batch, that leaves labels in every step",
+            )
+        )
     elif fall(losses) < MIN_FALL:
         found.append(
             Refusal(

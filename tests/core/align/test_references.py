@@ -87,6 +87,7 @@ def test_it_keeps_the_planned_steps_and_what_must_be_shared(make_record: MakeRec
     [
         (LOSSES[:39], {}, "a reference of 39 steps is too short"),
         ((5.0,) * STEPS, {}, "falls by 0.0% only is flat"),
+        ((*LOSSES[:9], 0.0, *LOSSES[10:]), {}, "step 10 of a reference has no loss"),
         (LOSSES, {"status": "crashed", "reason": "lost"}, "the run ended with status crashed"),
         (
             LOSSES,
