@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from core.dtensors import as_dtensor
 from core.engines.peer_copies import Window, compiled_on, make_window, mean_of_ranks, others
+from core.errors import UsageError
 from core.trace import communication_range
 
 IN_FLIGHT = 2
@@ -73,6 +74,7 @@ class PeerStage2:
         self, model: nn.Module, modules: Sequence[nn.Module], mesh: DeviceMesh, device: torch.device
     ) -> None:
         """``modules`` of ``model`` travel each by itself, all else as one; weights need no values yet."""
+        _require_no_sharing(model)
         group = mesh.get_group()
         self._rank, self._ranks = group.rank(), group.size()
         self._gathering, self._reducing = (SideStream(make_window(group, device), device) for _ in range(2))
@@ -190,6 +192,19 @@ class SideStream:
     def event(self) -> torch.Event | None:
         """That all has run which was queued here so far; a CPU queues nothing."""
         return None if self._stream is None else self._stream.record_event()
+
+
+def _require_no_sharing(model: nn.Module) -> None:
+    """A weight of two modules would be gathered for one of them only."""
+    known: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in known:
+            raise UsageError(
+                f"{name} is the same weight as {known[id(parameter)]}, and stage 2 among peers gathers each for "
+                "one module",
+                "plan collectives=library",
+            )
+        known[id(parameter)] = name
 
 
 def _wait_for(event: torch.Event | None, device: torch.device) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from core.engines import peer_stage2
 from core.engines.peer_stage2 import PeerStage2
+from core.errors import UsageError
 from tests.core.engines.rank_threads import DELAY_S, RANKS, SharedWindows, on_ranks
 
 STEPS, MICRO_BATCHES = 3, 2
@@ -98,3 +99,13 @@ def gradients(weights: list[Tensor], step: int) -> list[Tensor]:
     for leaf in leaves:
         states = states @ leaf.t()
     return list(torch.autograd.grad(states.sum(), leaves))
+
+
+def test_a_weight_of_two_modules_is_refused() -> None:
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    second.weight = first.weight
+    group = SimpleNamespace(rank=lambda: 0, size=lambda: 1)
+    mesh = SimpleNamespace(get_group=lambda: group)
+    with pytest.raises(UsageError, match=r"1\.weight is the same weight as 0\.weight") as error:
+        PeerStage2(nn.Sequential(first, second), [second], cast(Any, mesh), torch.device("cpu"))
+    assert error.value.fix == "plan collectives=library"
