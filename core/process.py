@@ -18,10 +18,22 @@ _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 """Opened here: between fork and exec another thread's lock on the loader may be held for good."""
 _PR_SET_PDEATHSIG = 1
 _WATCH_EVERY_S = 1.0
+_IMPORTED_UNIX_S = time.time()
+_UNTIL_IMPORTED_S = 10.0
+"""More than an interpreter takes to come this far, on a slow disk, too."""
 
 
 def started_unix_s() -> float:
-    """When this process was started, by the wall clock as it is now."""
+    """When this process was started, by the wall clock as it is now.
+
+    A shell that becomes its last command (``bash -c 'pip install ... && python ...'``) hands on its own age; what
+    went before the interpreter is then left out.
+    """
+    begun_s = _begun_unix_s()
+    return begun_s if _IMPORTED_UNIX_S - begun_s < _UNTIL_IMPORTED_S else _IMPORTED_UNIX_S
+
+
+def _begun_unix_s() -> float:
     if sys.platform != "linux":
         return psutil.Process().create_time()
     # Not by psutil: it adds to the time of the boot, which the kernel tells in whole seconds (proc_pid_stat(5)).
