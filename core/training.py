@@ -205,9 +205,7 @@ class Training:
             lambda optimizer, model: vendor.optimizer_wrap(optimizer, model, plan, device),
         )
         weights = weights_sha256(plan, engine.device)
-        require_same(
-            "what weights are filled with", weights, "give all nodes the same files of weights, and software"
-        )
+        require_same("initial weights", weights, "give all nodes the same files of weights, and the same software")
         self._log.emit(
             ev.ModelEvent,
             parameters_total=facts.parameters.total,

@@ -34,5 +34,5 @@ def test_other_files_on_one_rank_are_refused(others: list[str]) -> None:
     others += [OWN, "ab" * 32]
     with pytest.raises(UsageError) as error:
         require_same("data 'wiki'", OWN, "copy them")
-    assert error.value.what == "data 'wiki' has hash dadadadadada on rank 0, but abababababab on rank 2"
+    assert error.value.what == "data 'wiki' differ: hash dadadadadada on rank 0, abababababab on rank 2"
     assert error.value.fix == "copy them"
