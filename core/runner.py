@@ -63,10 +63,7 @@ def run(options: Options, console: Console) -> list[Record]:
                 f"config {plan.topology} spans {plan.topology.nodes} nodes",
                 f"start on every node: {shell_line(plan)}",
             )
-        selection.require_chips(request)
-        selection.require_packages(engine_spec(plan.engine))
-        selection.require_extras(plan)
-        selection.require_paths(plan)
+        _require_here(request, plan)
         if plan.checkpoint.save is not None:
             checkpoint.require_new(Path(plan.checkpoint.save).expanduser())
     records: list[Record] = []
@@ -82,6 +79,14 @@ def run(options: Options, console: Console) -> list[Record]:
 
 def _choose(options: Options, console: Console, world: tuple[int, int] | None = None) -> list[Request]:
     return selection.choose(options.selection, lambda message: console.print(f"warning: {message}"), world)
+
+
+def _require_here(request: Request, plan: Plan) -> None:
+    """DeviceError or UsageError unless this machine has the chips, packages and files of the plan."""
+    selection.require_chips(request)
+    selection.require_packages(engine_spec(plan.engine))
+    selection.require_extras(plan)
+    selection.require_paths(plan)
 
 
 def done_before(plan: Plan, options: Options, console: Console) -> Record | None:
@@ -134,10 +139,7 @@ def run_pod(options: Options, node: Node, console: Console) -> tuple[list[Record
     requests = [_on_nodes(request, node) for request in _choose(options, console)]
     planned = [planning.build(request) for request in requests]
     for request, plan in zip(requests, planned, strict=True):
-        selection.require_chips(request)
-        selection.require_packages(engine_spec(plan.engine))
-        selection.require_extras(plan)
-        selection.require_paths(plan)
+        _require_here(request, plan)
     records: list[Record] = []
     begun_unix_s = process.started_unix_s()
     for number, plan in enumerate(planned):
