@@ -24,14 +24,16 @@ def records_table(records: Sequence[Record]) -> Table:
     """One column a run: what was measured, or why it was not. Narrow terminals hold it, too."""
     runs = [record.run for record in records]
     table = table_of("", *runs, whole=1, title=f"{records[0].case} {records[0].topology}")
-    for name, cells in result_rows(records).items():
-        table.add_row(name, *cells)
-    return table
+    return _filled(table, result_rows(records))
 
 
-def compared_table(title: str, records: Sequence[Record], rows: Mapping[str, Sequence[str]]) -> Table:
-    """``rows`` of any records, one column each, in the order in which they were named."""
-    table = table_of(title, *(f"{record.topology} {record.run}" for record in records), whole=1)
+def compared_table(what: str, records: Sequence[Record], rows: Mapping[str, Sequence[str]]) -> Table:
+    """``rows`` of any records, one column each, as they were named; ``what`` heads the names of the rows."""
+    table = table_of(what, *(f"{record.topology} {record.run}" for record in records), whole=1)
+    return _filled(table, rows)
+
+
+def _filled(table: Table, rows: Mapping[str, Sequence[str]]) -> Table:
     for name, cells in rows.items():
         table.add_row(name, *cells)
     return table
