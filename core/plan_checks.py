@@ -159,6 +159,18 @@ def _flex_needs_accelerator(p: Proposal) -> Refusal | None:
     return Refusal("FlexAttention has no backward pass on the CPU", {"attention": "sdpa"})
 
 
+def _vendor_attention(p: Proposal) -> Refusal | None:
+    """A vendor's kernel takes whole sequences and all heads."""
+    if p.hp.attention != "vendor":
+        return None
+    nearest: dict[str, OverrideValue | PipelineLayers] = {"attention": "sdpa" if p.chip.reference else "flex"}
+    if not p.spec.vendor_attention:
+        return Refusal(f"engine {p.engine} has no place for attention of the vendor's own", nearest)
+    if p.hp.packing == "document_mask":
+        return Refusal("attention of the vendor's own does not keep documents apart", nearest)
+    return None
+
+
 def _compile_under_zero3(p: Proposal) -> Refusal | None:
     if not (p.engine == "deepspeed" and p.hp.zero_stage == 3 and p.hp.compile):
         return None
@@ -217,6 +229,7 @@ CHECKS: Sequence[Check] = (
     _offload,
     _sequence_length,
     _flex_needs_accelerator,
+    _vendor_attention,
     _compile_under_zero3,
     _loss,
     _z_loss,

@@ -11,7 +11,7 @@ from schemas.base import Schema
 from schemas.units import ModuleNames, PipelineLayers
 
 Precision = Literal["fp32", "tf32", "amp", "fp16", "bf16", "fp8"]
-Attention = Literal["eager", "sdpa", "flex"]
+Attention = Literal["eager", "sdpa", "flex", "vendor"]
 Checkpointing = Literal["none", "selective", "full"]
 Stage = Literal["pretrain", "finetune"]
 OptimizerState = Literal["fp32", "bf16_stochastic", "8bit"]

@@ -33,6 +33,8 @@ class EngineSpec:
     """Whether it trains LoRA adapters while the model's own weights stay as they are."""
     document_masks: bool = True
     """Whether it can keep documents apart that share a sequence."""
+    vendor_attention: bool = True
+    """Whether it calls a fused attention of the vendor's own, which knows all heads of the model."""
     evaluates: bool = True
     """Whether it can run the trained model without training it."""
     extra: str = "train"
@@ -78,6 +80,7 @@ ENGINES = (
         sees_images=False,
         trains_adapters=False,
         document_masks=False,
+        vendor_attention=False,
         evaluates=False,
         extra="megatron",
         model_builder="core.engines.megatron.model:build_stage",

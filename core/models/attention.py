@@ -1,4 +1,4 @@
-"""Causal attention in three kinds (eager, sdpa, flex), with rotary positions or an ALiBi bias.
+"""Causal attention in four kinds (eager, sdpa, flex, vendor), with rotary positions or an ALiBi bias.
 
 What the kinds need beside queries, keys and values depends on the sequence length only, so it is built
 once, outside of the (compiled) blocks, and shared by all layers: :class:`AttentionContext`.
@@ -15,10 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from core.errors import UsageError
 from core.models.layers import Rotary, rotary_tables, rotate
 from core.models.rows import put, take
 from schemas.hyperparameters import Attention
 from schemas.model import DecoderSpec
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""A vendor's own fused causal attention of query ``[B, heads, S, D]``, key and value ``[B, kv_heads, S, D]`` with
+ALiBi's slopes, fp32 ``[heads]``, or None. Scores are scaled by 1/sqrt(D); the result has the query's shape."""
 
 
 # Not a tuple or dict: FSDP's mixed precision casts every fp32 tensor that it finds in a block's arguments.
@@ -31,10 +36,12 @@ class AttentionContext:
     bias: Tensor | None = None
     """Added to the scores, ``[1 or B, heads or 1, S, S]``: ALiBi, and -inf where nothing is seen."""
     slopes: Tensor | None = None
-    """ALiBi's slope per head, fp32 ``[heads]`` (flex)."""
+    """ALiBi's slope per head, fp32 ``[heads]`` (flex, vendor)."""
     block_mask: BlockMask | None = None
     flex: Callable[..., Tensor] | None = None
     """FlexAttention, compiled: without it, it would write out all S x S scores."""
+    kernel: Kernel | None = None
+    """The vendor's (vendor)."""
     documents: bool = False
     """Whether sequences hold several, which do not see each other."""
     rows: Tensor | None = None
@@ -83,8 +90,8 @@ def build_context(  # noqa: PLR0913 - what the context depends on
         if kind == "flex":
             mask = create_block_mask(_causal, None, None, length, length, device=device)
             return AttentionContext(kind, rotary, None, slopes, mask, torch.compile(flex_attention))
-        if kind == "sdpa" and slopes is None:
-            return AttentionContext(kind, rotary)
+        if kind == "vendor" or (kind == "sdpa" and slopes is None):
+            return AttentionContext(kind, rotary, slopes=slopes)
         bias = _causal_bias(slopes, length, device)
         return AttentionContext(kind, rotary, bias if kind == "eager" else bias.to(dtype))
 
@@ -117,14 +124,22 @@ class ContextCache:
 
     def __init__(self, spec: DecoderSpec, kind: Attention, heads: slice = ALL_HEADS) -> None:
         self._spec, self._kind, self._heads = spec, kind, heads
+        self.kernel: Kernel | None = None
+        """The vendor's, for the kind ``vendor``."""
         self._last: tuple[tuple[int, torch.device, torch.dtype], AttentionContext] | None = None
 
     def get(self, length: int, device: torch.device, dtype: torch.dtype) -> AttentionContext:
-        """As :func:`build_context`."""
+        """As :func:`build_context`; UsageError where a vendor's kernel is asked for and there is none."""
+        if self._kind == "vendor" and self.kernel is None:
+            raise UsageError(
+                "attention 'vendor' is a kernel that the vendor's plugin puts into the model; this one put none",
+                "choose attention 'sdpa' or 'flex'",
+            )
         key = (length, device, dtype)
         if self._last is None or self._last[0] != key:
             self._last = None
-            self._last = key, build_context(self._spec, self._kind, *key, heads=self._heads)
+            context = build_context(self._spec, self._kind, *key, heads=self._heads)
+            self._last = key, replace(context, kernel=self.kernel)
         return self._last[1]
 
 
@@ -188,10 +203,16 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext) 
     )
 
 
+def _vendor(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext) -> Tensor:
+    assert context.kernel is not None
+    return context.kernel(query, key, value, context.slopes)
+
+
 _KINDS: dict[Attention, Callable[[Tensor, Tensor, Tensor, AttentionContext], Tensor]] = {
     "eager": _eager,
     "sdpa": _sdpa,
     "flex": _flex,
+    "vendor": _vendor,
 }
 
 

@@ -49,23 +49,26 @@ class Block(nn.Module):
         return out
 
 
-def _saved_operators() -> frozenset[Any]:
+def _saved_operators() -> set[Any]:
     aten = torch.ops.aten
-    return frozenset(
-        (
-            aten.mm.default,
-            aten.addmm.default,
-            aten._scaled_dot_product_flash_attention.default,
-            aten._scaled_dot_product_flash_attention_for_cpu.default,
-            aten._scaled_dot_product_efficient_attention.default,
-            aten._scaled_dot_product_cudnn_attention.default,
-            aten._scaled_dot_product_fused_attention_overrideable.default,
-            torch.ops.higher_order.flex_attention,
-        )
-    )
+    return {
+        aten.mm.default,
+        aten.addmm.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+        aten._scaled_dot_product_fused_attention_overrideable.default,
+        torch.ops.higher_order.flex_attention,
+    }
 
 
 _SAVED_OPERATORS = _saved_operators()
+
+
+def save_results_of(operator: Any) -> None:
+    """Let selective checkpointing keep what ``operator`` computes, an overload in ``torch.ops``."""
+    _SAVED_OPERATORS.add(operator)
 
 
 def _selective_policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import UsageError
-from core.models.attention import AttentionContext, ContextCache, within_documents
-from core.models.block import Block
+from core.models.attention import AttentionContext, ContextCache, Kernel, within_documents
+from core.models.block import Block, save_results_of
 from core.models.cross_entropy import Losses, chunked_cross_entropy, full_cross_entropy
 from core.models.layers import RMSNorm, SwiGLU
 from core.models.naming import PLAIN, Naming
@@ -85,6 +85,10 @@ class Trunk(nn.Module):
             hidden = block(hidden, context=context)
         out: Tensor = self.norm(hidden)
         return out
+
+    def use_attention(self, kernel: Kernel) -> None:
+        """See :meth:`Decoder.use_attention`."""
+        self._contexts.kernel = kernel
 
     def _context(self, hidden: Tensor) -> AttentionContext:
         """The context for states of this length and type."""
@@ -187,6 +191,15 @@ class Decoder(nn.Module):
     def transformers_config(self) -> dict[str, object] | None:
         """The ``config.json`` that transformers loads the weights with; None for a model unknown to it."""
         return None
+
+    def use_attention(self, kernel: Kernel, operator: Any) -> None:
+        """What ``hp.attention`` calls ``vendor``; for the ``build_model`` of a vendor's plugin.
+
+        ``operator`` is what ``kernel`` calls, an overload in ``torch.ops`` with its autograd formula: compiled
+        blocks do not look into it, and selective checkpointing keeps what it computes.
+        """
+        self.model.use_attention(kernel)
+        save_results_of(operator)
 
     def apply_activation_checkpointing(self) -> None:
         """Recomputes activations in the backward pass as ``hp.activation_checkpointing`` says.

@@ -13,6 +13,7 @@ _ATTENTION = {
     "eager": Text(zh="eager（完整的注意力矩阵）", en="eager (the full attention matrix)"),
     "sdpa": Text(zh="scaled dot product attention", en="scaled dot product attention"),
     "flex": Text(zh="FlexAttention", en="FlexAttention"),
+    "vendor": Text(zh="厂商自有的融合注意力", en="fused attention of the vendor's own"),
 }
 _CHECKPOINTING = {
     "none": Text(zh="无", en="none"),

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from core import hookimpl
 from core.environment import usable_cores
-from core.errors import DeviceError
+from core.errors import DeviceError, UsageError
 from plugins.nvidia import telemetry
-from plugins.nvidia.chips import CHIPS, match
+from plugins.nvidia.chips import CHIPS, HOPPER, match
 from schemas.chip import ChipSpec, Device, ProbeResult, TelemetryReading
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from schemas.case import Case
     from schemas.hyperparameters import OverrideValue, Precision
     from schemas.plan import Plan
     from schemas.units import Topology
 
 ACCELMARK_HOOK_API = 1
+LARGEST_HEAD = 128
+"""Channels of a head in cuDNN's fused attention, as its frontend checks them."""
 
 
 @hookimpl
@@ -39,10 +46,15 @@ def probe() -> list[ProbeResult]:
 
 @hookimpl
 def tune(case: Case, topology: Topology, chosen: Mapping[str, OverrideValue]) -> dict[str, OverrideValue]:
-    """FlexAttention where a bias keeps SDPA from its fused kernels (ALiBi), and copies between GPUs of a node."""
+    """A fused kernel where a bias keeps SDPA from its own (ALiBi), and copies between GPUs of a node.
+
+    cuDNN's, where its frontend is installed and it was measured, on Hopper: on an H200 two sequences of 2048 and
+    40 heads take 765 µs forward and backward, and 1,057 by FlexAttention.
+    """
     tuned: dict[str, OverrideValue] = {}
     if case.model.position == "alibi":
-        tuned["attention"] = "flex"
+        by_cudnn = topology.chip in HOPPER and find_spec("cudnn") is not None
+        tuned["attention"] = "vendor" if by_cudnn else "flex"
     if topology.nodes == 1 and chosen.get("zero_stage") in (2, 3):
         tuned["collectives"] = "peer_copies"
     return tuned
@@ -145,6 +157,44 @@ def prepare_engine(plan: Plan) -> None:
         offer_windows("cuda", SymmetricWindow)
 
 
+@hookimpl(wrapper=True)
+def build_model(plan: Plan) -> Generator[None, nn.Module, nn.Module]:
+    """Attention ``vendor`` is cuDNN's with ALiBi."""
+    model = yield
+    if plan.hyper_parameters.attention == "vendor":
+        _require_cudnn_alibi(plan)
+        import torch
+
+        from core.models.decoder import Decoder
+        from plugins.nvidia import cudnn_attention
+
+        assert isinstance(model, Decoder)  # plans of an engine with models of its own are refused
+        model.use_attention(cudnn_attention.attend, torch.ops.accelmark.cudnn_alibi.default)
+    return model
+
+
+def _require_cudnn_alibi(plan: Plan) -> None:
+    """UsageError where cuDNN would refuse it, or there is a better choice."""
+    model, precision = plan.model, plan.hyper_parameters.precision
+    if model.position != "alibi":
+        raise UsageError(
+            "NVIDIA's attention 'vendor' is for ALiBi, and the model has none", "use attention 'sdpa'"
+        )
+    if precision in ("fp32", "tf32"):
+        raise UsageError(f"cuDNN's attention with ALiBi is for 16 bits, not {precision}", "use attention 'flex'")
+    if model.head_size > LARGEST_HEAD or model.head_size % 8:
+        raise UsageError(
+            f"cuDNN's attention with ALiBi takes heads of up to {LARGEST_HEAD} channels, a multiple of 8, "
+            f"not {model.head_size}",
+            "use attention 'flex'",
+        )
+    if find_spec("cudnn") is None:
+        raise UsageError(
+            "attention 'vendor' is cuDNN's, and its frontend is not installed",
+            "pip install nvidia-cudnn-frontend, or use attention 'flex'",
+        )
+
+
 @hookimpl
 def collect_telemetry(device: Device) -> TelemetryReading | None:
     """One sample by NVML; None without it."""
@@ -162,4 +212,6 @@ def describe_environment(device: Device) -> dict[str, str]:
         "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
         "nccl": ".".join(str(part) for part in torch.cuda.nccl.version()),  # type: ignore[no-untyped-call]
     }
+    with suppress(PackageNotFoundError):
+        versions["cudnn_frontend"] = version("nvidia-cudnn-frontend")
     return versions | telemetry.describe(device.index)

@@ -66,6 +66,9 @@ CHIPS = (
 )
 """The plain name is the SXM part, which the published reports mean by it."""
 
+HOPPER = frozenset(chip.name for chip in CHIPS if chip.name.startswith("H"))
+"""Chips of compute capability 9.0."""
+
 _DRIVER_NAMES = {
     "A100": r"A100-(SXM4|PCIE)-40GB",
     "A100-80G": r"A100-SXM4-80GB|A100 80GB PCIe",

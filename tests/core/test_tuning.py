@@ -174,11 +174,21 @@ def test_nothing_is_chosen_for_other_runs() -> None:
     assert not made.hyper_parameters.compile
 
 
-def test_nvidia_has_a_fused_kernel_for_alibi() -> None:
-    made = planned(select("nvidia"), Run(id="tuned", tuned=True), case="baichuan2_13b", topology="H200x1x4")
-    assert made.hyper_parameters.attention == "flex"
-    made = planned(select("nvidia"), Run(id="tuned", tuned=True), topology="H200x1x4")
-    assert made.hyper_parameters.attention == "sdpa"
+@pytest.mark.parametrize(
+    ("case", "topology", "frontend", "attention"),
+    [
+        ("baichuan2_13b", "H200x1x4", True, "vendor"),
+        ("baichuan2_13b", "H200x1x4", False, "flex"),
+        ("baichuan2_13b", "A100-80Gx1x4", True, "flex"),  # not measured
+        ("llama2_7b", "H200x1x4", True, "sdpa"),
+    ],
+)
+def test_nvidia_has_a_fused_kernel_for_alibi(
+    monkeypatch: pytest.MonkeyPatch, case: str, topology: str, frontend: bool, attention: str
+) -> None:
+    monkeypatch.setattr("plugins.nvidia.find_spec", lambda name: object() if frontend else None)
+    made = planned(select("nvidia"), Run(id="tuned", tuned=True), case=case, topology=topology)
+    assert made.hyper_parameters.attention == attention
 
 
 @pytest.mark.parametrize(

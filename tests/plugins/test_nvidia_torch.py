@@ -133,8 +133,15 @@ def test_the_environment_names_the_libraries_that_torch_loads(vendor, make_plan,
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
     monkeypatch.setattr(torch.cuda, "nccl", SimpleNamespace(version=lambda: (2, 28, 9)))
+    monkeypatch.setattr(nvidia, "version", {"nvidia-cudnn-frontend": "1.18.0"}.__getitem__)
     described = vendor.describe_environment(vendor.init_device(make_plan(), 0))
-    expected = {"gpu": "NVIDIA H200", "cuda": "13.0", "cudnn": "91900", "nccl": "2.28.9"}
+    expected = {
+        "gpu": "NVIDIA H200",
+        "cuda": "13.0",
+        "cudnn": "91900",
+        "nccl": "2.28.9",
+        "cudnn_frontend": "1.18.0",
+    }
     assert described.items() >= expected.items()
     assert described["nvidia_driver"] == "580.10"
 

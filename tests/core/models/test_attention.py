@@ -76,6 +76,49 @@ def test_flex_refuses_to_train_on_a_cpu(make_model, batch):
     assert "sdpa" in raised.value.fix
 
 
+def reference_kernel(query, key, value, slopes):
+    """What a vendor's kernel computes, with scores written out."""
+    position = torch.arange(query.shape[2], dtype=torch.float32)
+    bias = torch.zeros(1) if slopes is None else slopes[:, None, None] * (position - position[:, None])
+    bias = bias.masked_fill(position > position[:, None], -math.inf)
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
+@pytest.mark.parametrize("model", ["llama", "baichuan2"])
+def test_a_vendors_kernel_gets_rotated_states_and_slopes(make_model, batch, run_backward, model):
+    by_vendor, eager = make_model(model, attention="vendor"), make_model(model, attention="eager")
+    by_vendor.use_attention(reference_kernel, None)
+    objective, _, gradients = run_backward(by_vendor, batch)
+    expected_objective, _, expected = run_backward(eager, batch)
+    assert objective == pytest.approx(expected_objective, rel=1e-5)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_vendor_without_a_kernel_is_told(make_model, batch):
+    with pytest.raises(UsageError, match="this one put none") as raised:
+        make_model("baichuan2", attention="vendor")(*batch)
+    assert raised.value.fix == "choose attention 'sdpa' or 'flex'"
+
+
+@pytest.mark.parametrize(("checkpointing", "calls"), [("none", 3), ("selective", 3), ("full", 6)])
+def test_selective_checkpointing_keeps_what_a_vendors_kernel_computes(make_model, batch, checkpointing, calls):
+    called = []
+
+    @torch.library.custom_op(f"accelmark_test::counted_{checkpointing}", mutates_args=())
+    def counted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        called.append(query.shape)
+        return value.clone()
+
+    counted.register_autograd(lambda ctx, gradient: (None, None, gradient))
+    operator = getattr(torch.ops.accelmark_test, f"counted_{checkpointing}").default
+    model = make_model("baichuan2", attention="vendor", activation_checkpointing=checkpointing)
+    model.use_attention(lambda query, key, value, slopes: operator(query, key, value), operator)
+    objective, _ = model(*batch)
+    objective.backward()
+    assert called == [(2, 6, 20, 8)] * calls
+
+
 def test_a_context_made_in_inference_mode_serves_a_training_step(make_model, batch):
     model = make_model("baichuan2", attention="sdpa")
     with torch.inference_mode():
