@@ -33,7 +33,7 @@ def build_optimizer(
     }
     given: list[Any] = list(parameters)
     if hp.optimizer_state == "bf16_stochastic":
-        return StochasticAdamW(given, settings)
+        return CompiledAdamW(given, settings)
     try:
         return torch.optim.AdamW(given, **settings, fused=True if _may_be_fused(given) else None)
     except RuntimeError:  # no fused kernel for this device type
@@ -57,29 +57,33 @@ def takes_grad_scale(optimizer: torch.optim.Optimizer) -> bool:
     """
     if isinstance(optimizer, torch.optim.AdamW):
         return bool(optimizer.defaults["fused"])
-    return isinstance(optimizer, StochasticAdamW)
+    return isinstance(optimizer, CompiledAdamW)
 
 
-class StochasticAdamW(torch.optim.Optimizer):
-    """AdamW on bf16 weights and moments, each rounded stochastically: 8 bytes a parameter with its gradient.
+class CompiledAdamW(torch.optim.Optimizer):
+    """AdamW whose update is one compiled kernel a parameter: fp32 parameters step exactly, bf16 ones are rounded.
 
-    Rounding to nearest would lose every update under half a unit in the last place of a weight, which at small
-    learning rates is nearly all of them. Rounding up with the probability of the remainder keeps the expected
-    weight exact (as in Zamirai et al., "Revisiting BFloat16 Training", arXiv 2010.06192).
+    bf16 weights and moments are rounded stochastically, and take 8 bytes a parameter with its gradient. Rounding
+    to nearest would lose every update under half a unit in the last place of a weight, which at small learning
+    rates is nearly all of them. Rounding up with the probability of the remainder keeps the expected weight exact
+    (as in Zamirai et al., "Revisiting BFloat16 Training", arXiv 2010.06192).
 
     ``grad_scale``, when set, is a 0-dimensional tensor that gradients are divided by on the fly.
     """
 
     def __init__(self, params: Any, settings: dict[str, Any]) -> None:
-        """``settings`` are AdamW's: lr, betas, eps, weight_decay. All parameters step together.
+        """``settings`` are AdamW's, for groups without their own: lr, betas, eps, weight_decay.
 
-        On an accelerator the update is compiled into one kernel; op by op it would take ten times the memory
-        traffic, and fp32 temporaries of the largest weight.
+        All parameters of a group step together. On an accelerator the updates are compiled; op by op they would
+        take several times the memory traffic, and fp32 temporaries of the largest weight.
         """
         super().__init__(params, settings)
         self.grad_scale: Tensor | None = None
         on_cpu = self.param_groups[0]["params"][0].device.type == "cpu"
         self._update: Callable[..., None] = _update if on_cpu else torch.compile(_update)
+        self._update_rounding: Callable[..., None] = (
+            _update_rounding if on_cpu else torch.compile(_update_rounding)
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -92,44 +96,77 @@ class StochasticAdamW(torch.optim.Optimizer):
             group["step"] = group.get("step", 0) + 1
             device = local_part(parameters[0]).device
             numbers = self._numbers(group, device)
-            seeds = torch.randint(-(1 << 31), 1 << 31, (len(parameters), 2), dtype=torch.int32, device=device)
-            for parameter, seed in zip(parameters, seeds.unbind(), strict=True):
-                weight, state = local_part(parameter), self.state[parameter]
-                if not state:
-                    state["exp_avg"] = torch.zeros_like(weight)
-                    state["exp_avg_sq"] = torch.zeros_like(weight)
-                tensors = (weight, local_part(parameter.grad), state["exp_avg"], state["exp_avg_sq"])
-                # Rows of one length, however many: a kernel for any size would load each number by itself.
-                row = math.gcd(weight.numel(), ROW)
-                self._update([tensor.view(-1, row) for tensor in tensors], numbers, seed)
+            rounded = [parameter for parameter in parameters if parameter.dtype is torch.bfloat16]
+            seeds = torch.randint(-(1 << 31), 1 << 31, (len(rounded), 2), dtype=torch.int32, device=device)
+            for parameter, seed in zip(rounded, seeds.unbind(), strict=True):
+                self._update_rounding(self._tensors(parameter), numbers, seed)
+            for parameter in parameters:
+                if parameter.dtype is not torch.bfloat16:
+                    self._update(self._tensors(parameter), numbers)
+
+    def _tensors(self, parameter: Tensor) -> list[Tensor]:
+        """This rank's part of a weight, its gradient and both moments, which are made for the first update."""
+        weight, state = local_part(parameter), self.state[parameter]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(weight)
+            state["exp_avg_sq"] = torch.zeros_like(weight)
+        assert parameter.grad is not None
+        # Rows of one length, however many: a kernel for any size would load each number by itself.
+        row = math.gcd(weight.numel(), ROW)
+        tensors = (weight, local_part(parameter.grad), state["exp_avg"], state["exp_avg_sq"])
+        return [tensor.view(-1, row) for tensor in tensors]
 
     def _numbers(self, group: dict[str, Any], device: torch.device) -> Tensor:
-        """What ``_update`` needs, as one tensor: Python numbers that change would recompile it every step."""
-        beta1, beta2 = group["betas"]
+        """What an update needs, as one tensor: Python numbers that change would recompile it every step.
+
+        They reach the device as arguments of a kernel; a copy from the host's memory may wait for the device.
+        """
+        lr, (beta1, beta2) = group["lr"], group["betas"]
         correction1, correction2 = 1 - beta1 ** group["step"], 1 - beta2 ** group["step"]
-        rate, root_factor = group["lr"] / correction1, correction2**-0.5
-        host = [rate, 1 - group["lr"] * group["weight_decay"], beta1, beta2, root_factor, group["eps"], 1.0]
-        numbers = torch.tensor(host, dtype=torch.float32).to(device, non_blocking=True)
+        rate, decay, root_factor = lr / correction1, lr * group["weight_decay"], correction2**-0.5
+        host = [rate, decay, 1 - beta1, 1 - beta2, root_factor, group["eps"], 1.0]
+        numbers = torch.zeros(len(host), dtype=torch.float32, device=device)
+        torch._foreach_add_(numbers.unbind(), host)
         if self.grad_scale is not None:
             numbers[-1] = self.grad_scale.reciprocal()
         return numbers
 
 
-def _update(tensors: list[Tensor], numbers: Tensor, seed: Tensor) -> None:
-    """One AdamW update in fp32 of bf16 tensors of one shape: weight, gradient, both moments.
+def _update(tensors: list[Tensor], numbers: Tensor) -> None:
+    """One AdamW update of fp32 tensors of one shape: weight, gradient, both moments.
 
-    ``numbers`` as ``_numbers`` orders them, ``seed`` as ``noise`` takes it.
+    ``numbers`` as ``_numbers`` orders them.
     """
-    weight, grad, exp_avg, exp_avg_sq = tensors
-    rate, decay, beta1, beta2, root_factor, eps, scale = numbers.unbind()
-    g = grad.float() * scale
-    m = exp_avg.float() * beta1 + g * (1 - beta1)
-    v = exp_avg_sq.float() * beta2 + g * g * (1 - beta2)
-    w = weight.float() * decay - rate * m / (v.sqrt() * root_factor + eps)
+    weight, _, exp_avg, exp_avg_sq = tensors
+    w, m, v = _adamw(tensors, numbers)
+    weight.copy_(w)
+    exp_avg.copy_(m)
+    exp_avg_sq.copy_(v)
+
+
+def _update_rounding(tensors: list[Tensor], numbers: Tensor, seed: Tensor) -> None:
+    """``_update`` of bf16 tensors, computed in fp32; ``seed`` as ``noise`` takes it."""
+    weight, _, exp_avg, exp_avg_sq = tensors
+    w, m, v = _adamw(tensors, numbers)
     for_m, for_v, for_w = (row.view_as(weight) for row in noise(weight.numel(), seed))
     exp_avg.copy_(stochastic_bf16(m, for_m))
     exp_avg_sq.copy_(stochastic_bf16(v, for_v))
     weight.copy_(stochastic_bf16(w, for_w))
+
+
+def _adamw(tensors: list[Tensor], numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The new weight and moments, in fp32.
+
+    Each is the old one and a difference: of factors near 1, as the betas are or 1 - lr * weight_decay, fp32 would
+    keep few digits of what they lack to 1.
+    """
+    weight, grad, exp_avg, exp_avg_sq = (tensor.float() for tensor in tensors)
+    rate, decay, share1, share2, root_factor, eps, scale = numbers.unbind()
+    g = grad * scale
+    m = exp_avg + (g - exp_avg) * share1
+    v = exp_avg_sq + (g * g - exp_avg_sq) * share2
+    w = weight - (weight * decay + rate * m / (v.sqrt() * root_factor + eps))
+    return w, m, v
 
 
 def stochastic_bf16(value: Tensor, noise: Tensor) -> Tensor:

@@ -88,6 +88,11 @@ class HyperParameters(Schema):
     loss: Literal["full", "chunked"] = "full"
     """Cross-entropy over all logits at once, or in chunks so that full fp32 logits never exist."""
 
+    @property
+    def scales_loss(self) -> bool:
+        """Whether gradients exist in fp16, whose range takes a loss scaler."""
+        return self.precision == "fp16" or (self.precision == "amp" and self.autocast_dtype == "fp16")
+
 
 class LoraSpec(Schema):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); all other weights stay as they are."""

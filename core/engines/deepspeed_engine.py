@@ -112,8 +112,7 @@ class DeepSpeedEngine(Engine):
     @property
     def scaler(self) -> LossScaler | None:
         """DeepSpeed's, or torch's under autocast."""
-        autocast = self.hp.precision == "amp" and self.hp.autocast_dtype == "fp16"
-        return self._state.scaler if autocast or self.hp.precision == "fp16" else None
+        return self._state.scaler if self.hp.scales_loss else None
 
     def gather(self, part: Part) -> Iterator[tuple[str, Tensor]]:
         """See the base class."""

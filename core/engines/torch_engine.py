@@ -79,8 +79,7 @@ class TorchEngine(Engine):
         self._parameters = [parameter for parameter in named.values() if parameter.requires_grad]
         self._optimizer = optimizer_wrap(build_optimizer(self._parameters, self.hp), model)
         self._model: nn.Module = model if sharded or dist.get_world_size() == 1 else self._replicate(model)
-        fp16 = self.hp.precision == "fp16" or self._autocast_dtype() is torch.float16
-        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**16) if fp16 else None
+        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**16) if self.hp.scales_loss else None
         return self.facts(counted, self._optimizer)
 
     def step(self, batch: StepBatch, learning_rate: float) -> StepResult:

@@ -18,6 +18,7 @@ from plugins.nvidia.chips import CHIPS, HOPPER, match
 from schemas.chip import ChipSpec, Device, ProbeResult, TelemetryReading
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from schemas.case import Case
@@ -193,6 +194,26 @@ def _require_cudnn_alibi(plan: Plan) -> None:
             "attention 'vendor' is cuDNN's, and its frontend is not installed",
             "pip install nvidia-cudnn-frontend, or use attention 'flex'",
         )
+
+
+@hookimpl
+def optimizer_wrap(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.Optimizer | None:
+    """Of engine torch, core's compiled AdamW in the place of torch's fused one, where the plan compiles.
+
+    Torch's kernel writes back the gradient that it divides: 32 bytes a parameter, at 3.0 TB/s on an H200 (torch
+    2.11), 36 of the 936 ms of a step of Llama2-7B on two. Compiled it is 28 bytes; at the 4.05 TB/s of the same
+    update in bf16 that is predicted to be 23 ms. Under a loss scaler torch's stays: it skips what overflows.
+    """
+    import torch
+
+    from core.optimizers import CompiledAdamW
+
+    hp = plan.hyper_parameters
+    compiles = plan.engine == "torch" and hp.compile and hp.offload == "none" and not hp.scales_loss
+    if type(optimizer) is not torch.optim.AdamW or not compiles:
+        return None
+    taken = ("params", "lr", "betas", "eps", "weight_decay")
+    return CompiledAdamW([{name: group[name] for name in taken} for group in optimizer.param_groups], {})
 
 
 @hookimpl

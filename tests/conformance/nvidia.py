@@ -5,7 +5,7 @@ import pytest
 from core.testing.suite import *
 
 VENDOR = "nvidia"
-LEFT_OUT = {"hardware_configs.plannable", "optimizer_wrap.keeps_recipe"}
+LEFT_OUT = {"hardware_configs.plannable"}
 
 
 def test_all_else_has_run(conformance):

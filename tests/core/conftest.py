@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -99,6 +100,13 @@ def make_request(toy: Case, make_vendor: Callable[..., Vendor]) -> Callable[...,
 def make_plan(make_request: Callable[..., plan.Request]) -> Callable[..., Plan]:
     """What is built of such a request."""
     return lambda **values: plan.build(make_request(**values))
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Inductor needs a C++ compiler on a CPU."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile on a CPU needs g++ or clang++")
 
 
 @pytest.fixture

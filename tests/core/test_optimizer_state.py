@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from core.errors import DeviceError
 from core.optimizer_state import allocate, loss_scale, moment, set_loss_scale, set_updates, updates
-from core.optimizers import build_optimizer
+from core.optimizers import CompiledAdamW, build_optimizer
 from schemas.checkpoint import LossScale
 from schemas.hyperparameters import HyperParameters
 
@@ -29,11 +28,15 @@ def stochastic(parameter: Any) -> Any:
     return build_optimizer([parameter], hp)
 
 
-@pytest.fixture(params=[adam, stochastic])
+def compiled(parameter: Any) -> Any:
+    return CompiledAdamW([parameter], {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.5})
+
+
+@pytest.fixture(params=[(adam, torch.bfloat16), (stochastic, torch.bfloat16), (compiled, torch.float32)])
 def made(request: pytest.FixtureRequest) -> tuple[Any, Any]:
-    """A bf16 parameter and its optimizer: updates are counted by parameter in a tensor, or by group."""
-    build: Callable[[Any], Any] = request.param
-    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 64).to(torch.bfloat16))
+    """A parameter and its optimizer: updates are counted by parameter in a tensor, or by group."""
+    build, dtype = request.param
+    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 64).to(dtype))
     return parameter, build(parameter)
 
 

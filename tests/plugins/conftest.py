@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from plugins.nvidia import telemetry
+from schemas.hyperparameters import HyperParameters
 
 GIB = 1024**3
 SAMPLES = Path(__file__).parent / "samples"
@@ -141,11 +142,12 @@ def make_plan():
             topology=SimpleNamespace(chips_per_node=per_node),
             compute_precision="bf16" if precision == "amp" else precision,
             model=SimpleNamespace(head_size=other.get("head_size", 128)),
-            hyper_parameters=SimpleNamespace(
+            hyper_parameters=HyperParameters(
                 precision=precision,
-                attention=other.get("attention", "sdpa"),
-                offload=other.get("offload", "none"),
-                collectives=other.get("collectives", "library"),
+                local_batch_size=1,
+                sequence_length=8,
+                learning_rate=1e-3,
+                **{name: value for name, value in other.items() if name != "head_size"},
             ),
         )
 

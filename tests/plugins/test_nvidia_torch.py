@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from core.plugins import load_alone
 from plugins import nvidia
 
 torch = pytest.importorskip("torch")
+
+from core.optimizers import CompiledAdamW, takes_grad_scale
 
 GIB = 1024**3
 
@@ -146,6 +149,76 @@ def test_the_environment_names_the_libraries_that_torch_loads(vendor, make_plan,
     assert described["nvidia_driver"] == "580.10"
 
 
+# --- optimizer_wrap -------------------------------------------------------------------------------------------
+
+
+def adamw(kind=torch.optim.AdamW, device="cpu"):
+    """Of two groups of odd counts, one of which decays; a weight lies where no 16 bytes begin."""
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(20_000, generator=generator).to(device)
+    decayed = [torch.nn.Parameter(flat[:8192].view(8, 1024)), torch.nn.Parameter(flat[8192:8199])]
+    plain = [torch.nn.Parameter(flat[8199 : 8199 + 3072]), torch.nn.Parameter(flat[12_000:12_999].view(27, 37))]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    return kind(groups, lr=3e-2, betas=(0.9, 0.95), eps=1e-6)
+
+
+def parameters(optimizer):
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def assert_goes_where_torchs_goes(ours, torchs, scale):
+    """Both over four steps of a changing rate, on gradients that are divided by ``scale``, but not changed."""
+    for step in range(1, 5):
+        for one, other in zip(parameters(ours), parameters(torchs), strict=True):
+            one.grad = (step * other.detach()).sin()
+            other.grad = one.grad / scale
+        for group in (*ours.param_groups, *torchs.param_groups):
+            group["lr"] = 3e-2 / step
+        given = [parameter.grad.clone() for parameter in parameters(ours)]
+        ours.grad_scale = torch.tensor(scale, device=given[0].device)
+        ours.step()
+        torchs.step()
+        assert all(torch.equal(p.grad, grad) for p, grad in zip(parameters(ours), given, strict=True))
+        for one, other in zip(parameters(ours), parameters(torchs), strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "tf32", "amp"])
+def test_core_s_compiled_adamw_takes_the_place_of_torch_s(make_plan, precision):
+    given = adamw()
+    compiled = nvidia.optimizer_wrap(given, make_plan(precision, compile=True))
+    assert type(compiled) is CompiledAdamW
+    assert takes_grad_scale(compiled)
+    assert [id(p) for p in parameters(compiled)] == [id(p) for p in parameters(given)]
+    for before, after in zip(given.param_groups, compiled.param_groups, strict=True):
+        assert all(before[name] == after[name] for name in ("lr", "betas", "eps", "weight_decay"))
+    assert_goes_where_torchs_goes(compiled, adamw(), 4.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"compile": False},
+        {"engine": "deepspeed"},
+        {"engine": "megatron"},
+        {"offload": "optimizer"},
+        {"precision": "fp16"},
+        {"precision": "amp", "autocast_dtype": "fp16"},
+    ],
+)
+def test_other_plans_leave_the_optimizer_torch_s(make_plan, settings):
+    assert nvidia.optimizer_wrap(adamw(), make_plan(**{"compile": True, **settings})) is None
+
+
+class OwnAdamW(torch.optim.AdamW):
+    """One that somebody's ``build_optimizer`` might give."""
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, OwnAdamW])
+def test_other_optimizers_stay(make_plan, kind):
+    assert nvidia.optimizer_wrap(adamw(kind), make_plan(compile=True)) is None
+
+
 # --- on real GPUs ---------------------------------------------------------------------------------------------
 
 
@@ -179,6 +252,16 @@ def test_gpu_compiles_under_the_pinned_math_mode(real):
     product = torch.compile(lambda a, b: torch.relu(a @ b))
     a = torch.randn(64, 64, device="cuda")
     assert torch.allclose(product(a, a), torch.relu(a @ a), atol=1e-1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_gpu_compiled_adamw_goes_where_torch_s_fused_one_goes(real, make_plan, scale):
+    real("fp32")
+    torchs = adamw(partial(torch.optim.AdamW, fused=True), "cuda")
+    compiled = nvidia.optimizer_wrap(adamw(device="cuda"), make_plan("fp32", compile=True))
+    assert type(compiled) is CompiledAdamW
+    assert_goes_where_torchs_goes(compiled, torchs, scale)
 
 
 @pytest.mark.gpu

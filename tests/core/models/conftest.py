@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -84,13 +83,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def compiler() -> None:
-    """Inductor needs a C++ compiler on a CPU."""
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        pytest.skip("torch.compile on a CPU needs g++ or clang++")
 
 
 @pytest.fixture
