@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schemas.chip import Peak
-from schemas.hyperparameters import Attention, Checkpointing
+from schemas.chip import Peak, PeakPrecision
+from schemas.hyperparameters import Attention, Checkpointing, HyperParameters
 from schemas.model import DecoderSpec
 from schemas.plan import Plan
 from schemas.record import Mfu, Parameters, Throughput
@@ -110,11 +110,11 @@ def flops_per_token(work: Work) -> dict[str, float]:
     palm = each * (crossed - adapters) + 6.0 * adapters + tower + attention
     causal = palm - each * model.vocab_size * model.hidden_size - attention / 2
     nominal = {} if work.scaled_down else {"flagperf": each * model.nominal_parameters}
-    return nominal | {"palm": palm, "causal": causal, "hardware": causal + _recomputed(work)}
+    return nominal | {"palm": palm, "causal": causal, "hardware": causal + recomputed_per_token(work)}
 
 
-def _recomputed(work: Work) -> float:
-    """FLOPs per token that the backward pass spends on forward work done before.
+def recomputed_per_token(work: Work) -> float:
+    """FLOPs that the backward pass spends on forward work done before.
 
     ``full`` runs the blocks' forward again; torch leaves out each block's last product, whose result nothing
     needs, but the usual count, another forward, has it. ``selective`` keeps the results of all products with
@@ -126,6 +126,11 @@ def _recomputed(work: Work) -> float:
         in_blocks = work.parameters.total - work.parameters.embedding - work.parameters.forward_only
         return 2.0 * in_blocks + attention
     return attention if work.checkpointing == "selective" and work.attention == "eager" else 0.0
+
+
+def compute_precision(hp: HyperParameters) -> PeakPrecision:
+    """What the matrix products run in: the autocast type under ``amp``, else the precision itself."""
+    return hp.autocast_dtype if hp.precision == "amp" else hp.precision
 
 
 def mfu(tokens_per_second_per_chip: float, work: Work, peak: Peak) -> Mfu:

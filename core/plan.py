@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from core import launch, layout, tuning
+from core import launch, layout, metrics, tuning
 from core.cases import Config, LoadedCase
 from core.engines.catalog import EngineSpec, engine_spec
 from core.engines.deepspeed_config import deepspeed_config
@@ -22,7 +22,7 @@ from core.plugins import Vendor
 from core.proposal import Proposal
 from core.settings import Layers, Settings, plain
 from schemas.case import Run
-from schemas.chip import ChipSpec, PeakPrecision
+from schemas.chip import ChipSpec
 from schemas.hyperparameters import HyperParameters, Measure, OverrideValue
 from schemas.model import DecoderSpec
 from schemas.plan import Plan
@@ -40,11 +40,6 @@ LOCATIONS = frozenset(
 MIN_STEPS = 20
 MIN_WINDOW_S = 30.0
 """The shortest window an official record may have."""
-
-
-def compute_precision(hp: HyperParameters) -> PeakPrecision:
-    """What the matrix products run in: the autocast type under ``amp``, else the precision itself."""
-    return hp.autocast_dtype if hp.precision == "amp" else hp.precision
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ def build(request: Request) -> Plan:
         global_batch_size=proposal.global_batch_size,
         tokens_per_step=proposal.global_batch_size * hp.sequence_length,
         placement=layout.placement(hp, model, parallel),
-        compute_precision=compute_precision(hp),
+        compute_precision=metrics.compute_precision(hp),
         engine_config=_engine_config(engine, hp, model, parallel),
         launch=launch.command(topology, request.words),
         launch_env={},

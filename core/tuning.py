@@ -4,9 +4,9 @@ A run of a config with ``tuned=True`` takes them; its own ``fix_hp`` and ``--set
 ``tune`` hook may replace any, whereupon the rest is chosen anew. Kept are tokens per step, precision and optimizer
 state: only like is compared with like.
 
-Of the splits of a step's sequences into LBS × GAS and the ZeRO stages that fit into memory, the one is taken that
-moves the fewest bytes between ranks; of equals, the one with the larger LBS. At stage 3 as many layers stay
-gathered as there is room for. Without room for any, blocks are checkpointed.
+Of the splits of a step's sequences into LBS × GAS and the ZeRO stages that fit into memory, with checkpointed
+blocks and without, the one is taken that spends the least time on sending and on computing again; of equals, the
+one with the larger LBS. At stage 3 as many layers stay gathered as there is room for.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import product
 
+from core import metrics
 from core.engines.catalog import engine_spec
 from core.errors import UsageError
+from core.layout import count_parameters
 from core.memory_estimate import keeps_main_weights, peak_allocated_gib, weight_bytes
 from schemas.chip import ChipSpec
 from schemas.hyperparameters import HyperParameters, OverrideValue
 from schemas.model import DecoderSpec
+from schemas.record import Parameters
 
 RUNTIME_GIB, COLLECTIVES_GIB = 2.0, 5.0
 """What a device's runtime takes for itself, and what collectives over several devices do, as H200 records show."""
@@ -28,6 +31,12 @@ FILLED = 0.96
 """Of the rest, what is planned for: estimates are that far off, and no allocator fills all of it."""
 SPARE_GIB = 8.0
 """Left alone by layers that stay gathered: they save little, and an allocator without room costs more."""
+
+SENT_GB_PER_S = 300.0
+"""What a rank gets through of the weights and gradients that it shares: on two H200 with NVLink, stage 3 of
+Baichuan2-13B took 1.1 s a step for 334 GB that it did not take without. Of other links nothing is known here."""
+ATTAINED = 0.7
+"""Of a chip's peak, what large matrix products reach, as H200 traces show them."""
 
 Settings = dict[str, OverrideValue]
 
@@ -65,19 +74,19 @@ def _fitting(
 ) -> Settings:
     """Checkpointing, ZeRO stage, LBS and GAS."""
     room_gib = _room_gib(chip, world_size)
-    for checkpointing in ("none", "full"):
-        fitting = []
-        for changes in _splits(hp, checkpointing, world_size):
-            candidate = hp.model_copy(update=changes)
-            contradicts = any(given.get(key, value) != value for key, value in changes.items())
-            if contradicts or peak_allocated_gib(candidate, model, world_size) > room_gib:
-                continue
-            if candidate.zero_stage == 3 and "gathered_layers" not in given:
-                changes["gathered_layers"] = _gathered_layers(candidate, model, world_size, room_gib - SPARE_GIB)
-                candidate = candidate.model_copy(update=changes)
-            fitting.append((_traffic(candidate, model, world_size), -candidate.local_batch_size, changes))
-        if fitting:
-            return min(fitting, key=lambda found: found[:2])[2]
+    fitting = []
+    for changes in _splits(hp, world_size):
+        candidate = hp.model_copy(update=changes)
+        contradicts = any(given.get(key, value) != value for key, value in changes.items())
+        if contradicts or peak_allocated_gib(candidate, model, world_size) > room_gib:
+            continue
+        if candidate.zero_stage == 3 and "gathered_layers" not in given:
+            changes["gathered_layers"] = _gathered_layers(candidate, model, world_size, room_gib - SPARE_GIB)
+            candidate = candidate.model_copy(update=changes)
+        cost_s = _sending_s(candidate, model, world_size) + _recomputing_s(candidate, model, chip)
+        fitting.append((cost_s, -candidate.local_batch_size, changes))
+    if fitting:
+        return min(fitting, key=lambda found: found[:2])[2]
     # Let it be tried: an estimate is no reason to refuse a run, and running out of memory leaves a record.
     sharded = {"zero_stage": 3} if world_size > 1 else {}
     return {"activation_checkpointing": "full", **sharded}
@@ -90,11 +99,11 @@ def _room_gib(chip: ChipSpec, world_size: int) -> float:
     return FILLED * (chip.memory_gb - RUNTIME_GIB - (COLLECTIVES_GIB if world_size > 1 else 0.0))
 
 
-def _splits(hp: HyperParameters, checkpointing: str, world_size: int) -> Iterator[Settings]:
+def _splits(hp: HyperParameters, world_size: int) -> Iterator[Settings]:
     """Every way to split a rank's sequences of one step over micro-batches, with every ZeRO stage."""
     sequences = hp.local_batch_size * hp.gradient_accumulation_steps
     stages = engine_spec("torch").zero_stages if world_size > 1 else (0,)
-    for stage, local in product(stages, range(1, sequences + 1)):
+    for checkpointing, stage, local in product(("none", "full"), stages, range(1, sequences + 1)):
         if sequences % local == 0:
             nothing_kept: Settings = {} if stage == 3 else {"gathered_layers": 0}
             yield {
@@ -114,8 +123,24 @@ def _gathered_layers(hp: HyperParameters, model: DecoderSpec, world_size: int, r
     return 0
 
 
-def _traffic(hp: HyperParameters, model: DecoderSpec, world_size: int) -> float:
-    """Bytes a parameter that a rank sends in one step, in units of (ranks - 1) / ranks.
+def _recomputing_s(hp: HyperParameters, model: DecoderSpec, chip: ChipSpec) -> float:
+    """What checkpointing adds to a step; infinite on a chip of unknown speed, which is left to do without."""
+    if hp.activation_checkpointing == "none":
+        return 0.0
+    peak_tflops = chip.peak(metrics.compute_precision(hp)).tflops
+    if peak_tflops is None:
+        return math.inf
+    parameters = count_parameters(model)
+    counted = Parameters(
+        total=parameters, trainable=parameters, embedding=2 * model.vocab_size * model.hidden_size
+    )
+    work = metrics.Work(model, counted, hp.sequence_length, hp.activation_checkpointing, hp.attention)
+    tokens = hp.local_batch_size * hp.gradient_accumulation_steps * hp.sequence_length
+    return tokens * metrics.recomputed_per_token(work) / (ATTAINED * peak_tflops * 1e12)
+
+
+def _sending_s(hp: HyperParameters, model: DecoderSpec, world_size: int) -> float:
+    """What ranks take in one step to send weights and gradients.
 
     Gathering the weights for each forward and each backward (stage 3) or once (stage 2, and layers that stay); and
     reducing gradients with every micro-batch, in fp32 or, where peers copy them, as they are. Replicas reduce
@@ -123,10 +148,11 @@ def _traffic(hp: HyperParameters, model: DecoderSpec, world_size: int) -> float:
     """
     if world_size == 1:
         return 0.0
+    share = count_parameters(model) * (world_size - 1) / world_size / (SENT_GB_PER_S * 1e9)
     width, micro_batches = weight_bytes(hp), hp.gradient_accumulation_steps
     if hp.zero_stage == 0:
-        return 2.0 * (4 if keeps_main_weights(hp) else width)
+        return share * 2.0 * (4 if keeps_main_weights(hp) else width)
     stay = hp.gathered_layers / model.num_layers if hp.zero_stage == 3 else 1.0
     gathered = stay + (1 - stay) * 2 * micro_batches
     reduced = width if hp.collectives == "peer_copies" else 4
-    return gathered * width + reduced * micro_batches
+    return share * (gathered * width + reduced * micro_batches)

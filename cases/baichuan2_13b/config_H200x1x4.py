@@ -12,7 +12,7 @@ CONFIG = HardwareConfig(
             engine="deepspeed",
             fix_hp={"zero_stage": 1, "attention": "eager", "activation_checkpointing": "full"},
         ),
-        Run(id="tuned", tuned=True, fix_hp={"collectives": "library", "gathered_layers": 0}),
+        Run(id="tuned", tuned=True, fix_hp={"collectives": "library", "gathered_layers": 0, "attention": "flex"}),
         Run(id="tuned_bf16_state", tuned=True, fix_hp={"optimizer_state": "bf16_stochastic"}),
     ),
 )
