@@ -30,12 +30,12 @@ def peak_allocated_gib(hp: HyperParameters, model: DecoderSpec, data_parallel: i
 
 def keeps_main_weights(hp: HyperParameters) -> bool:
     """Whether fp32 weights stand behind those of 16 bits."""
-    return hp.precision in ("bf16", "fp16") and hp.optimizer_state == "fp32"
+    return weight_bytes(hp) == 2 and hp.optimizer_state == "fp32"
 
 
 def weight_bytes(hp: HyperParameters) -> int:
-    """Of a weight as it is gathered; autocast makes 16 bits of it later."""
-    return 2 if hp.precision in ("bf16", "fp16") else 4
+    """Of a weight as it is gathered; autocast makes 16 bits of it later, and a product in fp8 8."""
+    return 2 if hp.precision in ("bf16", "fp16", "fp8") else 4
 
 
 def _number_bytes(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:

@@ -72,9 +72,9 @@ def _optimizer_state(p: Proposal) -> Refusal | None:
             f"engine {p.engine} keeps no {state} optimizer state (only {', '.join(known)})",
             {"optimizer_state": "fp32"},
         )
-    if state == "bf16_stochastic" and p.hp.precision != "bf16":
+    if state == "bf16_stochastic" and p.hp.precision not in ("bf16", "fp8"):
         return Refusal(
-            f"optimizer_state bf16_stochastic goes with precision bf16, not {p.hp.precision}",
+            f"optimizer_state bf16_stochastic goes with precision bf16 or fp8, not {p.hp.precision}",
             {"optimizer_state": "fp32"},
         )
     return None
@@ -87,6 +87,21 @@ def _adapters(p: Proposal) -> Refusal | None:
         f"adapters are few: they keep an fp32 optimizer state, not {p.hp.optimizer_state}",
         {"optimizer_state": "fp32"},
     )
+
+
+def _fp8(p: Proposal) -> Refusal | None:
+    """Dimensions of a product in 8 bits are multiples of 16, and that of a weight's gradient is the tokens."""
+    if p.hp.precision != "fp8":
+        return None
+    if p.adapters or p.data_format == "conversations":
+        what = "adapters" if p.adapters else f"data of format {p.data_format}"
+        return Refusal(f"precision fp8 is not there for {what}", {"precision": "bf16"})
+    tokens = p.hp.local_batch_size * p.hp.sequence_length
+    if tokens % 16:
+        return Refusal(
+            f"precision fp8 takes micro-batches of a multiple of 16 tokens, not {tokens}", {"precision": "bf16"}
+        )
+    return None
 
 
 def _packing(p: Proposal) -> Refusal | None:
@@ -218,6 +233,7 @@ CHECKS: Sequence[Check] = (
     *SPLIT_CHECKS,
     _precision,
     _autocast_dtype,
+    _fp8,
     _zero_stage,
     _gathered_layers,
     _collectives,

@@ -22,8 +22,9 @@ EXTRA_PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "MMMU": ("multimodal", ("PIL", "pyarrow")),
     "MMLU": ("evaluate", ("lm_eval",)),
     "lora": ("lora", ("peft",)),
+    "fp8": ("fp8", ("torchao",)),
 }
-"""Format of data, benchmark or section of the plan -> the extra that brings it, and what of it is imported."""
+"""Format of data, benchmark, section or precision of the plan -> the extra that brings it, and its packages."""
 CAN_BE_NONE = (
     "data.path",
     "evaluation.path",
@@ -141,9 +142,9 @@ def require_packages(engine: EngineSpec) -> None:
 
 
 def require_extras(plan: Plan) -> None:
-    """DeviceError unless what the plan's data, adapters and evaluation import is installed."""
+    """DeviceError unless what the plan's data, adapters, precision and evaluation import is installed."""
     wanted: list[str] = [plan.data.format, *([] if plan.evaluation is None else [plan.evaluation.benchmark])]
-    wanted += [] if plan.lora is None else ["lora"]
+    wanted += [plan.hyper_parameters.precision, *([] if plan.lora is None else ["lora"])]
     needed = [EXTRA_PACKAGES[what] for what in wanted if what in EXTRA_PACKAGES]
     missing = {name: extra for extra, names in needed for name in names if not _is_there(name)}
     if missing:

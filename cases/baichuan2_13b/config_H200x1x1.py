@@ -28,6 +28,7 @@ CONFIG = HardwareConfig(
     runs=(
         Run(id="published", fix_hp={"attention": "eager", "activation_checkpointing": "full"}),
         Run(id="tuned", tuned=True),
+        Run(id="tuned_fp8", tuned=True, fix_hp={"precision": "fp8"}),
         Run(
             id="eager",
             fix_hp={"attention": "eager", "compile": True, "loss": "chunked"},
@@ -48,5 +49,6 @@ CONFIG = HardwareConfig(
             fix_hp={**CURVE, "precision": "fp32", "optimizer_state": "fp32", "attention": "eager"},
         ),  # references/h200_4_layers_fp32.json
         Run(id="align", tuned=True, fix_hp=CURVE),
+        Run(id="align_fp8", tuned=True, fix_hp={**CURVE, "precision": "fp8"}),
     ),
 )

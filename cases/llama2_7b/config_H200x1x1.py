@@ -26,6 +26,7 @@ CONFIG = HardwareConfig(
     runs=(
         Run(id="published", fix_hp={"attention": "sdpa", "activation_checkpointing": "full"}),
         Run(id="tuned", tuned=True),
+        Run(id="tuned_fp8", tuned=True, fix_hp={"precision": "fp8"}),
         Run(
             id="eager",
             fix_hp={
@@ -52,6 +53,7 @@ CONFIG = HardwareConfig(
             fix_hp={**CURVE, "precision": "fp32", "optimizer_state": "fp32", "attention": "eager"},
         ),  # references/h200_4_layers_fp32.json
         Run(id="align", tuned=True, fix_hp=CURVE),
+        Run(id="align_fp8", tuned=True, fix_hp={**CURVE, "precision": "fp8"}),
         Run(
             id="deepspeed",
             engine="deepspeed",

@@ -4,6 +4,7 @@
 fp32, tf32, amp        stage 0: parameters as they are, DDP on several ranks; 2, 3: FSDP2
 bf16, fp16             fp32 main weights, gathered in 16 bits: FSDP2; stage 0 replicates them
 bf16, bf16_stochastic  bf16 weights and moments; DDP or FSDP2 on several ranks
+fp8                    as bf16; blocks multiply by their weights in 8 bits
 LoRA, 16 bits          frozen weights in 16 bits, fp32 adapters, autocast; DDP or FSDP2 on several ranks
 =====================  =======================================================================
 
@@ -44,7 +45,8 @@ from schemas.checkpoint import Part
 if TYPE_CHECKING:  # torch 2.9 is the first that has what it needs; all else runs with older ones
     from core.engines.peer_stage2 import PeerStage2
 
-TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+"""What weights are gathered in."""
 
 
 class TorchEngine(Engine):
@@ -54,6 +56,10 @@ class TorchEngine(Engine):
         """Build on meta, shard, materialise this rank's part, initialise it, and build the optimizer."""
         model = self.decoder(build_model(0))
         counted = count_parameters(model)
+        if self.hp.precision == "fp8":
+            from core.models.fp8 import use_fp8
+
+            use_fp8(model, self.device)
         model.apply_activation_checkpointing()
         model.compile_blocks()
         pure_bf16 = self.hp.optimizer_state == "bf16_stochastic"

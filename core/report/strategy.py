@@ -136,4 +136,6 @@ def _precision(plan: Plan) -> Text:
     if precision == "amp":
         kind = plan.hyper_parameters.autocast_dtype
         return Text(zh=f"amp（autocast至{kind}）", en=f"amp (autocast to {kind})")
+    if precision == "fp8":
+        return Text(zh="fp8（各层的线性层；其余为bf16）", en="fp8 (products of the layers; all else bf16)")
     return verbatim(precision)

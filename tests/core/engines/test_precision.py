@@ -22,6 +22,9 @@ TORCH = {
     "bf16, stage 3": {"precision": "bf16", "zero_stage": 3},
     "fp16": {"precision": "fp16"},
     "bf16 stochastic": {"precision": "bf16", "optimizer_state": "bf16_stochastic"},
+    "fp8": {"precision": "fp8"},
+    "fp8 stochastic": {"precision": "fp8", "optimizer_state": "bf16_stochastic"},
+    "fp8, stage 3": {"precision": "fp8", "zero_stage": 3},
     "bf16 stochastic, stage 3": {"precision": "bf16", "optimizer_state": "bf16_stochastic", "zero_stage": 3},
 }
 DEEPSPEED = {
@@ -43,8 +46,10 @@ def assert_trains_like_fp32(losses: list[float], reference: list[float]) -> None
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", some_slow(TORCH, "amp", "bf16, stage 3", "bf16 stochastic"))
+@pytest.mark.parametrize("name", some_slow(TORCH, "amp", "bf16, stage 3", "bf16 stochastic", "fp8 stochastic"))
 def test_torch(name: str, run_job: RunJob) -> None:
+    if "fp8" in name:
+        pytest.importorskip("torchao")
     world = 2 if "stage" in name else 1
     reference = run_job("torch", 1, {"zero_stage": 0}, steps=6)
     answer = run_job("torch", world, {"zero_stage": 0} | TORCH[name], steps=6)
