@@ -20,11 +20,13 @@ def peak_allocated_gib(hp: HyperParameters, model: DecoderSpec, data_parallel: i
     """GiB on one rank; chunked loss, compiled blocks and fused attention are assumed."""
     tokens = hp.local_batch_size * hp.sequence_length
     number = _number_bytes(hp, model, data_parallel)
-    gathered = _gathered_parameters(hp, model, data_parallel) * weight_bytes(hp)
+    gathered = _gathered_parameters(hp, model, data_parallel, hp.gathered_layers) * weight_bytes(hp)
+    # Layers that stayed gathered are given back one by one.
+    gathered_last = _gathered_parameters(hp, model, data_parallel, 0) * weight_bytes(hp)
     kept = number if hp.gradient_accumulation_steps > 1 or _is_replicated(hp, data_parallel) else 0
     activations = tokens * _activation_bytes(hp, model) + _head_bytes(hp, model, tokens)
     before_backward = 3 * number + kept + gathered + activations
-    after_backward = 4 * number + gathered + _reduced_bytes(hp, model, data_parallel)
+    after_backward = 4 * number + gathered_last + _reduced_bytes(hp, model, data_parallel)
     return max(before_backward, after_backward) / GIB
 
 
@@ -54,16 +56,16 @@ def _is_replicated(hp: HyperParameters, data_parallel: int) -> bool:
     return data_parallel > 1 and not _is_sharded(hp, data_parallel)
 
 
-def _gathered_parameters(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:
-    """Whole weights beside the shards: all of them, or in stage 3 those of embedding, head, the layers that stay
-    gathered and two more."""
+def _gathered_parameters(hp: HyperParameters, model: DecoderSpec, data_parallel: int, staying: int) -> float:
+    """Whole weights beside the shards: all of them, or in stage 3 those of embedding, head, the layers that are
+    staying gathered and two more."""
     if not _is_sharded(hp, data_parallel):
         return 0.0
     everything = count_parameters(model)
     if hp.zero_stage < 3:
         return everything
     ends = 2 * model.vocab_size * model.hidden_size
-    layers = min(hp.gathered_layers + 2, model.num_layers)
+    layers = min(staying + 2, model.num_layers)
     return ends + layers * (everything - ends) / model.num_layers
 
 
@@ -79,11 +81,13 @@ def _activation_bytes(hp: HyperParameters, model: DecoderSpec) -> float:
 
     That is a block's input, queries, keys, values, attention's output with its two statistics a head, the sum
     before the MLP and its norm, gate, up and their product; with full checkpointing the inputs, and one block's
-    rest.
+    rest. Products in 8 bits round norm and gated product anew from what those came from.
     """
     hidden, kv_size = model.hidden_size, model.num_kv_heads * model.head_size
     width, statistics = _computed_bytes(hp), 2 * 4 * model.num_heads
-    rest = width * (4 * hidden + 2 * kv_size + 3 * model.intermediate_size) + statistics
+    rest = width * (3 * hidden + 2 * kv_size + 2 * model.intermediate_size) + statistics
+    if hp.precision != "fp8":
+        rest += width * (hidden + model.intermediate_size)
     kept_by = 1 if hp.activation_checkpointing == "full" else model.num_layers
     return model.num_layers * width * hidden + kept_by * rest
 

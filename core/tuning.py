@@ -19,7 +19,7 @@ from core import metrics
 from core.engines.catalog import engine_spec
 from core.errors import UsageError
 from core.layout import count_parameters
-from core.memory_estimate import keeps_main_weights, peak_allocated_gib, weight_bytes
+from core.memory_estimate import GIB, keeps_main_weights, peak_allocated_gib, weight_bytes
 from schemas.chip import ChipSpec
 from schemas.hyperparameters import HyperParameters, OverrideValue
 from schemas.model import DecoderSpec
@@ -116,11 +116,14 @@ def _splits(hp: HyperParameters, world_size: int) -> Iterator[Settings]:
 
 
 def _gathered_layers(hp: HyperParameters, model: DecoderSpec, world_size: int, room_gib: float) -> int:
-    """The most that fit, of all but one: with all of them it would be stage 2."""
-    for number in range(model.num_layers - 1, 0, -1):
-        if peak_allocated_gib(hp.model_copy(update={"gathered_layers": number}), model, world_size) <= room_gib:
-            return number
-    return 0
+    """The most that fit beside the peak without them, of all but one: with all of them it would be stage 2.
+
+    They are given back while gradients come, but an allocator holds on to what it has given.
+    """
+    without = peak_allocated_gib(hp.model_copy(update={"gathered_layers": 0}), model, world_size)
+    parameters = (count_parameters(model) - 2 * model.vocab_size * model.hidden_size) / model.num_layers
+    fitting = (room_gib - without) * GIB / (parameters * weight_bytes(hp))
+    return int(min(max(fitting, 0), model.num_layers - 1))
 
 
 def _recomputing_s(hp: HyperParameters, model: DecoderSpec, chip: ChipSpec) -> float:
