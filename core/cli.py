@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from core.console import PlainConsole
 
 EXIT_INTERRUPTED = 130
-WIDE = 160
+WIDE = 200
 """Columns of output that goes to a file or another program."""
 VERBS = {
     "run": "run a case and leave a record",
