@@ -1,4 +1,4 @@
-"""A small case, a vendor without hardware, and plans made of them; tests change what they are about."""
+"""A small case, a vendor without hardware, plans made of them, and command lines that launch nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from core import HOOK_API_VERSION, hookimpl, plan, plugins
+from core import HOOK_API_VERSION, cli, hookimpl, plan, plugins, runner
 from core.cases import Config, LoadedCase
 from core.plugins import Vendor
 from schemas.base import Text
@@ -117,3 +117,30 @@ def installed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield tmp_path
     monkeypatch.undo()
     plugins.discover.cache_clear()
+
+
+@pytest.fixture
+def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever machine the tests run on: nothing is launched here."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a run was launched")
+
+    monkeypatch.setattr(runner, "launch_run", refuse)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def call(no_run: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line here, but launches nothing; exit code, stdout, stderr."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        try:
+            code = cli.main(words)
+        except SystemExit as end:  # argparse's way
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
