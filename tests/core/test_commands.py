@@ -90,7 +90,7 @@ def test_a_checkpoint_that_is_there_is_refused_before_anything_starts(
     assert not (tmp_path / "runs").exists()
 
 
-def test_several_nodes_need_a_launcher(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_nodes_need_a_launcher(call: Call) -> None:
     code, out, err = call("run", "baichuan2_13b", "--config", "H800x2x8", "--run", "base")
     assert (code, out) == (2, "")
     assert err.startswith("error: config H800x2x8 spans 2 nodes\n  fix: start on every node: ")
