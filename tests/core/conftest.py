@@ -12,6 +12,7 @@ import pytest
 
 from core import HOOK_API_VERSION, cli, hookimpl, plan, plugins, runner
 from core.cases import Config, LoadedCase
+from core.errors import UsageError
 from core.plugins import Vendor
 from schemas.base import Text
 from schemas.case import Case, DataSpec, HardwareConfig, Run, TokenizerSpec
@@ -100,6 +101,13 @@ def make_request(toy: Case, make_vendor: Callable[..., Vendor]) -> Callable[...,
 def make_plan(make_request: Callable[..., plan.Request]) -> Callable[..., Plan]:
     """What is built of such a request."""
     return lambda **values: plan.build(make_request(**values))
+
+
+def refusal(make_plan: Callable[..., Plan], **values: Any) -> UsageError:
+    """Why there is no plan of such a request."""
+    with pytest.raises(UsageError) as error:
+        make_plan(**values)
+    return error.value
 
 
 @pytest.fixture
