@@ -1,4 +1,4 @@
-"""Settings of a plan: which layer wins, where each value came from, how they are written, and which are refused."""
+"""Settings of a plan: which layer wins, where each value came from, how they are written, which are refused."""
 
 from __future__ import annotations
 
