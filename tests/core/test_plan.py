@@ -100,7 +100,7 @@ def test_deepspeeds_sharding(make_plan: MakePlan, hp: dict[str, Any], zero: dict
     assert ("data_types" in config) == (hp["zero_stage"] >= 2)
 
 
-def test_other_engines_have_no_configuration_of_their_own(make_plan: MakePlan) -> None:
+def test_engine_torch_has_no_configuration_of_its_own(make_plan: MakePlan) -> None:
     plan = make_plan(engine="torch", defaults={"zero_stage": 3})
     assert (plan.engine, plan.engine_config) == ("torch", {})
 
