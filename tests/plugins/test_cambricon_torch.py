@@ -286,7 +286,7 @@ def parameters(optimizer):
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def test_the_fused_adamw_goes_where_torch_s_goes(make_plan, mlu, kernels):
+def test_the_fused_adamw_goes_where_torch_s_goes(make_plan, kernels):
     reference, given = adamw(), adamw()
     fused = cambricon.optimizer_wrap(given, make_plan())
     assert type(fused) is FusedAdamW
@@ -309,7 +309,7 @@ def test_the_fused_adamw_goes_where_torch_s_goes(make_plan, mlu, kernels):
     assert all(torch.equal(p, q) for p, q in zip(parameters(fused), before, strict=True)), "no gradient, no update"
 
 
-def test_the_fused_adamw_steps_sharded_parameters_and_keeps_fp32_moments(make_plan, mlu, kernels, one_rank):
+def test_the_fused_adamw_steps_sharded_parameters_and_keeps_fp32_moments(kernels, one_rank):
     mesh = init_device_mesh("cpu", (1,))
     whole = torch.nn.Parameter(torch.ones(4, 2, dtype=torch.bfloat16))
     sharded = torch.nn.Parameter(distribute_tensor(whole.detach().clone(), mesh))
@@ -321,7 +321,7 @@ def test_the_fused_adamw_steps_sharded_parameters_and_keeps_fp32_moments(make_pl
     assert fused.state[sharded]["exp_avg"].dtype is torch.float32
 
 
-def test_parts_of_a_group_that_step_by_themselves_count_their_own_updates(make_plan, mlu, kernels):
+def test_parts_of_a_group_that_step_by_themselves_count_their_own_updates(make_plan, kernels):
     """As ZeRO-3 has it: another part of the group's parameters in each call."""
     reference, fused = adamw(), cambricon.optimizer_wrap(adamw(), make_plan())
     reference.param_groups[1]["weight_decay"] = 0.1
@@ -343,15 +343,15 @@ class OwnAdamW(torch.optim.AdamW):
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, OwnAdamW])
-def test_other_optimizers_stay(make_plan, mlu, kernels, kind):
+def test_other_optimizers_stay(make_plan, kernels, kind):
     assert cambricon.optimizer_wrap(kind([torch.nn.Parameter(torch.zeros(2))], lr=1e-3), make_plan()) is None
 
 
-def test_states_on_the_host_stay_torch_s(make_plan, mlu, kernels):
+def test_states_on_the_host_stay_torch_s(make_plan, kernels):
     assert cambricon.optimizer_wrap(adamw(), make_plan(offload="optimizer")) is None
 
 
-def test_without_the_kernel_torch_s_adamw_steps_and_the_record_says_so(make_plan, mlu):
+def test_without_the_kernel_torch_s_adamw_steps_and_the_record_says_so(make_plan):
     with pytest.warns(RecordWarning, match="this torch_mlu has no fused AdamW"):
         assert cambricon.optimizer_wrap(adamw(), make_plan()) is None
 
