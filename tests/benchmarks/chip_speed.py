@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -28,17 +29,20 @@ class ChipSpeed:
         self._generator = torch.Generator(device).manual_seed(1)
 
     def product_s(self, product: Product) -> tuple[float, ...]:
-        """Of the product itself, of its input's gradient and, where it is trained, of its weight's."""
+        """Of the product itself, and of each of its gradients that there is."""
         inputs = self._random(product.tokens, product.inputs)
         weight = self._random(product.outputs, product.inputs)
         gradient = self._random(product.tokens, product.outputs)
-        steps: list[Callable[[], object]] = [lambda: inputs @ weight.t(), lambda: gradient @ weight]
-        if product.trained:
-            steps.append(lambda: gradient.t() @ inputs)
-        return tuple(self.time_s(step) for step in steps)
+        factors = {"forward": (inputs, weight.t()), "input": (gradient, weight), "weight": (gradient.t(), inputs)}
+        return tuple(
+            self.time_s(in_8_bits(*factors[which], forward=which == "forward"))
+            if product.fp8
+            else self.time_s(partial(torch.matmul, *factors[which]))
+            for which in ("forward", *product.gradients)
+        )
 
     def attention_s(self, shape: AttentionShape) -> tuple[float, str]:
-        """Forward and backward of the fastest fused kernel, and which it is."""
+        """All passes of the fastest fused kernel, and which it is."""
         found: dict[str, float] = {}
         for name, backend in self._backends():
             try:
@@ -85,15 +89,35 @@ class ChipSpeed:
         gradient = self._random(shape.batch, shape.heads, shape.length, shape.head_size)
         gqa = shape.heads != shape.kv_heads
 
-        def both() -> None:
-            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=gqa)
-            torch.autograd.grad(out, (query, key, value), gradient)
+        def forward() -> Tensor:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=not shape.tower, enable_gqa=gqa)
 
-        return self.time_s(both)
+        if shape.tower:
+            with torch.no_grad():
+                return self.time_s(forward)
+        return self.time_s(lambda: torch.autograd.grad(forward(), (query, key, value), gradient))
 
     def _random(self, *shape: int) -> Tensor:
         # Numbers like those of training: products of zeros take less power, and the chip would run faster.
         return torch.randn(*shape, device=self._device, dtype=self._dtype, generator=self._generator)
+
+
+def in_8_bits(left: Tensor, right: Tensor, *, forward: bool) -> Callable[[], Tensor]:
+    """``left @ right`` as torchao's recipe ``tensorwise`` multiplies it, both cast and laid out beforehand.
+
+    Gradients, always on the left, are rounded to e5m2; everything else to e4m3. Rows by columns is what Hopper
+    multiplies. Only the forward product may be summed fast, with fewer bits.
+    """
+    rows, row_scale = _cast(left.contiguous(), torch.float8_e4m3fn if forward else torch.float8_e5m2)
+    columns, column_scale = _cast(right.t().contiguous(), torch.float8_e4m3fn)
+    scales = {"scale_a": row_scale, "scale_b": column_scale}
+    return partial(torch._scaled_mm, rows, columns.t(), **scales, out_dtype=left.dtype, use_fast_accum=forward)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """In 8 bits, its largest number at the largest that there is, and what to multiply by to have it back."""
+    scale = tensor.abs().amax().float() / torch.finfo(dtype).max
+    return (tensor / scale).to(dtype), scale
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Measured(Schema):
     name: str
     shape: str
     seconds: tuple[PositiveFloat, ...]
-    """Of products: forward, the input's gradient, the weight's; of attention both ways together."""
+    """Of products: forward, the input's gradient, the weight's, as far as there are; of attention all together."""
     tflops: tuple[PositiveFloat, ...]
 
 
@@ -75,11 +75,11 @@ class Speed(Protocol):
 def compose(plan: Plan, parts: StepParts, chip: Speed, device: str, record: Record | None = None) -> Roofline:
     """Time each part of a step once, and add up as many as the step has."""
     timed = {product: chip.product_s(product) for product in (*parts.products, parts.head)}
-    attention_s, kernel = chip.attention_s(parts.attention)
+    attended = {shape: chip.attention_s(shape) for shape in parts.attentions}
     rate = chip.bytes_per_s()
     seconds: Mapping[Part, float] = {
         "matrix_products": sum(sum(timed[product]) * product.times for product in parts.products),
-        "attention": attention_s * parts.attention.times,
+        "attention": sum(attended[shape][0] * shape.times for shape in parts.attentions),
         "loss": sum(timed[parts.head]) * parts.head.times + parts.loss_bytes / rate,
         "memory_bound": parts.layer_bytes / rate,
         "optimizer": parts.optimizer_bytes / rate,
@@ -87,19 +87,14 @@ def compose(plan: Plan, parts: StepParts, chip: Speed, device: str, record: Reco
     step_s = sum(seconds.values())
     limit = parts.tokens / step_s
     reached = None if record is None or record.throughput is None else record.throughput.tokens_per_second_per_chip
-    shape = parts.attention
-    attention = Measured(
-        name=f"attention ({kernel})",
-        shape=f"{shape.batch} x {shape.heads} x {shape.length} x {shape.head_size}",
-        seconds=(attention_s,),
-        tflops=(shape.flops / attention_s / 1e12,),
-    )
+    products = (_measured(product, times) for product, times in timed.items())
+    attentions = (_measured_attention(shape, *found) for shape, found in attended.items())
     return Roofline(
         case=plan.case,
         topology=plan.topology.render(),
         run=plan.run,
         device=device,
-        measured=(*(_measured(product, times) for product, times in timed.items()), attention),
+        measured=(*products, *attentions),
         gigabytes_per_s=rate / 1e9,
         seconds=dict(seconds),
         step_s=step_s,
@@ -111,10 +106,19 @@ def compose(plan: Plan, parts: StepParts, chip: Speed, device: str, record: Reco
 
 def _measured(product: Product, seconds: tuple[float, ...]) -> Measured:
     return Measured(
-        name=product.name,
+        name=f"{product.name} (fp8)" if product.fp8 else product.name,
         shape=f"{product.tokens} x {product.inputs} x {product.outputs}",
         seconds=seconds,
         tflops=tuple(product.flops / each / 1e12 for each in seconds),
+    )
+
+
+def _measured_attention(shape: AttentionShape, seconds: float, kernel: str) -> Measured:
+    return Measured(
+        name=f"{shape.name} ({kernel})",
+        shape=f"{shape.batch} x {shape.heads} x {shape.length} x {shape.head_size}",
+        seconds=(seconds,),
+        tflops=(shape.flops / seconds / 1e12,),
     )
 
 
@@ -127,7 +131,7 @@ def table(found: Roofline) -> str:
         f"{found.step_s * 1e3:.1f} ms a step, {found.tokens_per_second_per_chip:,.0f} token/p/s.",
         *([] if found.share is None else [f"Run `{found.record}` reaches {found.share:.1%} of it."]),
         markdown(("part", "ms", "share"), parts),
-        markdown(("measured alone", "shape", "TFLOP/s: forward, input's and weight's gradient"), rates),
+        markdown(("measured alone", "shape", "TFLOP/s: forward, gradients of input and weight"), rates),
         f"A copy moves {found.gigabytes_per_s:,.0f} GB/s.",
     ]
     return "\n\n".join(lines)
@@ -138,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _options().parse_args(arguments)
     try:
         plan, record = _planned(given)
-        parts = step_parts(plan)
+        parts = step_parts(plan, None if record is None else record.throughput)
         chip, device = _chip(plan, given.seconds)
         found = compose(plan, parts, chip, device, record)
     except AccelMarkError as error:
@@ -179,7 +183,7 @@ def _chip(plan: Plan, seconds: float) -> tuple[ChipSpeed, str]:
     from core import defaults
     from tests.benchmarks.chip_speed import ChipSpeed
 
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtypes = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}
     vendor = load_alone(plan.vendor, plan.vendor_distribution, defaults)
     device = vendor.init_device(plan, 0)
     dtype = dtypes.get(plan.compute_precision, torch.float32)
