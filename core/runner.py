@@ -18,6 +18,7 @@ from core.cluster import Node
 from core.console import complain
 from core.engines.catalog import engine_spec
 from core.errors import UsageError
+from core.folders import new_folder
 from core.launch import pod_command, shell_line
 from core.launcher import launch_run
 from core.plan import Request
@@ -110,27 +111,26 @@ def _run_one(plan: Plan, options: Options, console: Console, begun_unix_s: float
 
 def prepare_run_dir(plan: Plan, out: Path) -> Path:
     """A new folder for one run, named after what and when, holding the plan."""
-    base = f"{plan.case}-{plan.topology}-{plan.run}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-    for attempt in range(1000):
-        folder = (out / (f"{base}-{attempt}" if attempt else base)).absolute()
-        try:
-            folder.mkdir(parents=True)
-            (folder / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UsageError(
-                f"cannot create the run folder {folder}: {error.strerror}", "name a writable one with --out"
-            ) from error
-        return folder
-    raise UsageError(f"{out} holds a thousand runs of this second", "name another folder with --out")
+    folder = new_folder(out, f"{plan.case}-{plan.topology}-{plan.run}")
+    try:
+        _write_plan(plan, folder)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the plan into {folder}: {error.strerror}",
+            "make room there, or name another folder with --out",
+        ) from error
+    return folder
 
 
 def join_run_dir(plan: Plan, folder: Path) -> None:
     """Make the run's folder on a node that does not see the one that was prepared."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / PLAN_FILE).exists():
-        (folder / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _write_plan(plan, folder)
+
+
+def _write_plan(plan: Plan, folder: Path) -> None:
+    (folder / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def run_pod(options: Options, node: Node, console: Console) -> tuple[list[Record], int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from rich.table import Table
 from core import plugins
 from core.cli import new_console, print_json
 from core.console import table_of
-from core.errors import ThresholdError, UsageError
+from core.errors import ThresholdError
+from core.folders import new_folder
 from core.testing.catalog import check_called
 from core.testing.conformance import Conformance
 from schemas.conformance import ConformanceReport
@@ -42,7 +42,7 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
     for check_id in arguments.only:
         check_called(check_id)
     vendor = plugins.select(arguments.vendor)
-    folder = _new_folder(arguments.out, vendor.name)
+    folder = new_folder(arguments.out, f"conform-{vendor.name}")
     conformance = Conformance(vendor, folder, arguments.only)
     done = 0
     for result in conformance.results():
@@ -66,22 +66,6 @@ def execute(arguments: argparse.Namespace, console: Console) -> int:
             f"the reasons, and where the logs lie, are in {file}",
         )
     return 0
-
-
-def _new_folder(out: Path, vendor: str) -> Path:
-    base = f"conform-{vendor}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-    for attempt in range(1000):
-        folder = (out / (f"{base}-{attempt}" if attempt else base)).absolute()
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UsageError(
-                f"cannot create {folder}: {error.strerror}", "name a writable folder with --out"
-            ) from error
-        return folder
-    raise UsageError(f"{out} holds a thousand folders of this second", "name another one with --out")
 
 
 def table(report: ConformanceReport, wanted: Collection[str]) -> Table:

@@ -153,7 +153,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("disk_full", status="crashed", sets=LONG, steps=10, wrap=_small_disk, unless=_no_mount,
           reason="^rank .* after step .*(could not write to the run folder|disk of the run folder is full)"),
     Fault("read_only_run_folder", status=None, exit_code=2, prepare=_unwritable, engines=BEFORE_ANY_ENGINE,
-          reason="cannot create the run folder .*: Not a directory"),
+          reason="cannot create the folder .*: Not a directory"),
     Fault("config_raises", status=None, exit_code=2, prepare=_raising_config, engines=BEFORE_ANY_ENGINE,
           reason="config_CPUx1x1.py cannot be imported: RuntimeError: a config with a bug"),
     Fault("corrupt_tokens", prepare=_corrupt_data,
