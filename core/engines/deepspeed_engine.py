@@ -53,6 +53,9 @@ class DeepSpeedEngine(Engine):
         self._shapes = {released_name(name): parameter.shape for name, parameter in model.named_parameters()}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = optimizer_wrap(build_optimizer(trained, self.hp), model)
+        # None of DeepSpeed's own operators is used. Its table of the usable ones is made, with half a minute of
+        # compiler calls, when it is first looked at: for a collective in shared memory, which gloo does without.
+        deepspeed.ops.__compatible_ops__ = {}
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=dict(self.plan.engine_config), dist_init_required=False
         )

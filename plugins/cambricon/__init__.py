@@ -149,12 +149,10 @@ def prepare_engine(plan: Plan, device: Device) -> None:
     """Point DeepSpeed at its own accelerator for MLUs; let the device stand in for CUDA in Megatron."""
     if plan.engine == "deepspeed":
         os.environ["DS_ACCELERATOR"] = "mlu"
-        import deepspeed.ops
         from deepspeed.accelerator import set_accelerator
         from deepspeed.accelerator.mlu_accelerator import MLU_Accelerator
 
         set_accelerator(MLU_Accelerator())
-        deepspeed.ops.__compatible_ops__ = {}  # else made, with compiler calls, when it is first looked at
     if plan.engine == "megatron":
         import torch
 

@@ -62,7 +62,7 @@ def init_device(plan: Plan) -> Device:
 
 @hookimpl
 def prepare_engine(plan: Plan) -> None:
-    """Let the CPU stand in for CUDA in megatron-core; prepare DeepSpeed."""
+    """Let the CPU stand in for CUDA in megatron-core; point DeepSpeed at it."""
     if plan.engine == "megatron":
         import torch
 
@@ -70,23 +70,11 @@ def prepare_engine(plan: Plan) -> None:
 
         install(torch.device("cpu"))
     if plan.engine == "deepspeed":
-        _prepare_deepspeed()
+        os.environ["DS_ACCELERATOR"] = "cpu"  # which DeepSpeed reads while it is imported
+        from deepspeed.accelerator import set_accelerator
+        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-
-def _prepare_deepspeed() -> None:
-    """Point DeepSpeed at the CPU, and keep it from compiling its shared-memory collective.
-
-    That operator would take half a minute and need a C++ compiler; gloo does without. ``DS_ACCELERATOR`` is what
-    DeepSpeed reads while it is imported. Its table of usable operators is made, with compiler calls, when it is
-    first looked at, and only there: an empty one in its place means that none is usable.
-    """
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed.ops
-    from deepspeed.accelerator import set_accelerator
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
-
-    set_accelerator(CPU_Accelerator())
-    deepspeed.ops.__compatible_ops__ = {}
+        set_accelerator(CPU_Accelerator())
 
 
 @hookimpl

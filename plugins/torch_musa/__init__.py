@@ -156,13 +156,11 @@ def _pin_math_mode(*, tf32: bool) -> dict[str, str]:
 def prepare_engine(plan: Plan, device: Device) -> None:
     """Give DeepSpeed an accelerator for the device, since it has none; let that stand in for CUDA in Megatron."""
     if plan.engine == "deepspeed":
-        import deepspeed.ops
         from deepspeed.accelerator import set_accelerator
 
         from core.engines.deepspeed_accelerator import CudaShapedAccelerator
 
         set_accelerator(CudaShapedAccelerator(device, "MUSA_VISIBLE_DEVICES"))
-        deepspeed.ops.__compatible_ops__ = {}  # else made, with compiler calls, when it is first looked at
     if plan.engine == "megatron":
         import torch
 

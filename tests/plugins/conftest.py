@@ -238,21 +238,19 @@ def put_torch_module(monkeypatch):
 
 @pytest.fixture
 def fake_deepspeed(monkeypatch):
-    """A ``deepspeed`` with the part that plugins prepare; the accelerators that it was given."""
+    """A ``deepspeed`` that takes accelerators; those that it was given."""
     accelerators = []
-    ops = ModuleType("deepspeed.ops")
-    ops.__compatible_ops__ = {"before": True}
     accelerator = ModuleType("deepspeed.accelerator")
     accelerator.set_accelerator = accelerators.append
     mlu = ModuleType("deepspeed.accelerator.mlu_accelerator")
     mlu.MLU_Accelerator = type("MLU_Accelerator", (), {})
     package = ModuleType("deepspeed")
-    package.ops, package.accelerator, accelerator.mlu_accelerator = ops, accelerator, mlu
-    for module in (package, ops, accelerator, mlu):
+    package.accelerator, accelerator.mlu_accelerator = accelerator, mlu
+    for module in (package, accelerator, mlu):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setenv("DS_ACCELERATOR", "so that it is put back")
     monkeypatch.delenv("DS_ACCELERATOR")
-    return SimpleNamespace(accelerators=accelerators, ops=ops)
+    return accelerators
 
 
 @pytest.fixture

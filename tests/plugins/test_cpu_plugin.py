@@ -1,5 +1,6 @@
 """The reference chip: always there, never ranked, and DeepSpeed on it without a compiler."""
 
+import json
 import os
 import subprocess
 import sys
@@ -52,38 +53,11 @@ def test_the_environment_names_threads_and_math_libraries():
 
 
 TRAIN = """
-import gc, sys
-from types import SimpleNamespace
-import torch
-import torch.distributed as dist
-torch.set_num_threads(1)
-torch.manual_seed(0)
-dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-from plugins import cpu
-cpu.prepare_engine(SimpleNamespace(engine="deepspeed"))
-import deepspeed
+import sys
+from tests.core.engines.job import main
+main({"engine": "deepspeed", "case": "llama2_7b", "sets": {"zero_stage": 3}, "steps": 5, "store": sys.argv[1]})
 from deepspeed.accelerator import get_accelerator
-model = torch.nn.Linear(4, 4)
-config = {
-    "train_micro_batch_size_per_gpu": 1,
-    "zero_optimization": {"stage": 3},
-    "zero_allow_untested_optimizer": True,
-    "zero_force_ds_cpu_optimizer": False,
-}
-optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
-losses = []
-for _ in range(3):
-    loss = engine(torch.ones(1, 4)).square().sum()
-    engine.backward(loss)
-    engine.step()
-    losses.append(loss.item())
-assert losses[0] > losses[1] > losses[2], losses
-engine.destroy()
-del engine, model, optimizer, loss
-gc.collect()
-dist.destroy_process_group()
-print("accelerator:", get_accelerator().device_name())
+print(get_accelerator().device_name())
 """
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "nvcc", "ninja")
 
@@ -101,11 +75,16 @@ def test_deepspeed_trains_on_the_cpu_and_calls_no_compiler(tmp_path):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DS_", "CC", "CXX"))}
     environment = {**kept, "PATH": str(tools), "PYTHONPATH": python_path(), "LOCAL_RANK": "0", "RANK": "0"}
     environment |= {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"), "WORLD_SIZE": "1"}
+    environment |= {"ACCELMARK_CACHE": str(tmp_path / "cache"), "LOCAL_WORLD_SIZE": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", TRAIN], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", TRAIN, str(tmp_path / "store")],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "accelerator: cpu" in result.stdout
+    told, accelerator = result.stdout.splitlines()[-2:]
+    losses = json.loads(told)["losses"]
+    assert losses[0] > losses[-1], losses
+    assert accelerator == "cpu"
     assert not calls.exists(), calls.read_text(encoding="utf-8")
     assert not (tmp_path / "extensions").exists()
 
