@@ -82,9 +82,10 @@ def hardware_configs(case: Case) -> Sequence[HardwareConfig] | None:
 def tune(case: Case, topology: Topology, chosen: Mapping[str, OverrideValue]) -> Overrides | None:
     """What a tuned run sets otherwise on this vendor's chips: kernels that only they have, or lack.
 
-    Launcher, when a run of a config with ``tuned=True`` is planned; must not import torch. ``chosen`` is what
-    core would set, and what the run and the command line ask for, which wins in any case. Core chooses anew what
-    depends on the answer. None: core's choice stands.
+    Launcher, when a run of a config with ``tuned=True`` is planned; must not import torch. ``case`` has the model
+    and the hyper-parameters that would be planned. ``chosen`` is what core would set of them, and what the run and
+    the command line ask for, which wins in any case. Core chooses anew what depends on the answer. None: core's
+    choice stands.
 
     Example::
 

@@ -164,12 +164,17 @@ def _tuned(request: Request) -> dict[str, OverrideValue]:
     topology = _topology(request.config, chip, request.world)
     given = {**request.run.fix_hp, **request.sets}
 
-    def choose(wanted: Mapping[str, OverrideValue]) -> tuning.Settings:
-        layers, _ = _layers(request, tuned=wanted)
-        hp, model = layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
-        return tuning.choose(hp, model, chip, topology.world_size, {**wanted, **given})
+    def planned(settings: Mapping[str, OverrideValue]) -> tuple[HyperParameters, DecoderSpec]:
+        layers, _ = _layers(request, tuned=settings)
+        return layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
 
-    wanted = vendor.tune(case, topology, {**choose({}), **given})
+    def choose(wanted: Mapping[str, OverrideValue]) -> tuning.Settings:
+        return tuning.choose(*planned(wanted), chip, topology.world_size, {**wanted, **given})
+
+    chosen = choose({})
+    hp, model = planned(chosen)
+    case = case.model_copy(update={"hyper_parameters": hp, "model": model})
+    wanted = vendor.tune(case, topology, {**chosen, **given})
     return choose(wanted) | {key: value for key, value in wanted.items() if key not in given}
 
 

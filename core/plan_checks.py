@@ -90,17 +90,21 @@ def _adapters(p: Proposal) -> Refusal | None:
 
 
 def _fp8(p: Proposal) -> Refusal | None:
-    """Dimensions of a product in 8 bits are multiples of 16, and that of a weight's gradient is the tokens."""
+    """Every dimension of a product in 8 bits is a multiple of 16; tokens are one of a weight's gradient."""
     if p.hp.precision != "fp8":
         return None
     if p.adapters or p.data_format == "conversations":
         what = "adapters" if p.adapters else f"data of format {p.data_format}"
         return Refusal(f"precision fp8 is not there for {what}", {"precision": "bf16"})
-    tokens = p.hp.local_batch_size * p.hp.sequence_length
-    if tokens % 16:
-        return Refusal(
-            f"precision fp8 takes micro-batches of a multiple of 16 tokens, not {tokens}", {"precision": "bf16"}
-        )
+    sizes = {
+        "tokens of a micro-batch": p.hp.local_batch_size * p.hp.sequence_length,
+        "hidden_size": p.model.hidden_size,
+        "intermediate_size": p.model.intermediate_size,
+        "channels of all keys": p.model.num_kv_heads * p.model.head_size,
+    }
+    odd = [f"{name} {size}" for name, size in sizes.items() if size % 16]
+    if odd:
+        return Refusal(f"precision fp8 takes multiples of 16, not {', '.join(odd)}", {"precision": "bf16"})
     return None
 
 

@@ -17,7 +17,7 @@ from core.checkpoint import folder as checkpoint
 from core.cluster import Node
 from core.console import complain
 from core.engines.catalog import engine_spec
-from core.errors import UsageError
+from core.errors import DeviceError, UsageError
 from core.folders import new_folder
 from core.launch import pod_command, shell_line
 from core.launcher import launch_run
@@ -57,8 +57,10 @@ def run(options: Options, console: Console) -> list[Record]:
     """
     sinks.require(options.sinks)
     requests = _choose(options, console)
-    planned = [planning.build(request) for request in requests]
-    for request, plan in zip(requests, planned, strict=True):
+    planned = [(request, planning.build(request)) for request in requests]
+    if options.selection.run is None:
+        planned = _with_their_extras(planned, console)
+    for request, plan in planned:
         if plan.topology.nodes > 1:
             raise UsageError(
                 f"config {plan.topology} spans {plan.topology.nodes} nodes",
@@ -69,13 +71,28 @@ def run(options: Options, console: Console) -> list[Record]:
             checkpoint.require_new(Path(plan.checkpoint.save).expanduser())
     records: list[Record] = []
     begun_unix_s = process.started_unix_s()
-    for plan in planned:
+    for _, plan in planned:
         before = done_before(plan, options, console)
         records.append(before or _run_one(plan, options, console, begun_unix_s))
         begun_unix_s = time.time()
         if records[-1].status == "interrupted":
             break
     return records
+
+
+def _with_their_extras(planned: Sequence[tuple[Request, Plan]], console: Console) -> list[tuple[Request, Plan]]:
+    """The runs of a series that have all they import, with a warning for each of the others.
+
+    Where that is none, all: what they lack is told then.
+    """
+    complete = []
+    for request, plan in planned:
+        try:
+            selection.require_extras(plan)
+            complete.append((request, plan))
+        except DeviceError as error:
+            console.print(f"warning: left out: {error.what}; {error.fix}", soft_wrap=True)
+    return complete or list(planned)
 
 
 def _choose(options: Options, console: Console, world: tuple[int, int] | None = None) -> list[Request]:

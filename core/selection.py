@@ -149,7 +149,7 @@ def require_extras(plan: Plan) -> None:
     missing = {name: extra for extra, names in needed for name in names if not _is_there(name)}
     if missing:
         raise DeviceError(
-            f"case {plan.case!r} needs {' and '.join(missing)}, not installed for {sys.executable}",
+            f"run {plan.run} of {plan.case} needs {' and '.join(missing)}, not installed for {sys.executable}",
             f"pip install 'accelmark[{','.join(sorted(set(missing.values())))}]'",
         )
 

@@ -19,7 +19,7 @@ from core.checkpoint.folder import began_with
 from core.checkpoint.tensors import read_weights
 from core.data.loader import StepBatch
 from core.engines.catalog import engine_spec
-from core.errors import DeviceError
+from core.errors import DeviceError, UsageError
 from core.models.adapters import initialise_adapters, is_adapter, released_name
 from core.models.decoder import Decoder
 from core.models.initialise import ParameterCount, Place, T, initialise_random, load_safetensors
@@ -149,8 +149,17 @@ class Engine(ABC):
         return ModelFacts(counted, began_with(self.plan), kind)
 
     def decoder(self, model: nn.Module) -> Decoder:
-        """``model``, if it is a whole one as core builds it; DeviceError when a vendor's hook built another."""
+        """``model``, if it is a whole one as core builds it; DeviceError when a vendor's hook built another.
+
+        UsageError where the plan wants attention of the vendor's own, and there is none.
+        """
         if isinstance(model, Decoder):
+            if self.hp.attention == "vendor" and not model.has_vendor_attention:
+                raise UsageError(
+                    f"attention 'vendor' is a kernel that a vendor's plugin puts into the model, and that of "
+                    f"{self.plan.vendor!r} puts none",
+                    "choose attention 'sdpa'",
+                )
             return model
         raise DeviceError(
             f"hook build_model returned a {type(model).__name__}, engine {self.plan.engine} trains a Decoder",

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from core.errors import UsageError
 from core.models.layers import Rotary, rotary_tables, rotate
 from core.models.rows import put, take
 from schemas.hyperparameters import Attention
@@ -129,12 +128,7 @@ class ContextCache:
         self._last: tuple[tuple[int, torch.device, torch.dtype], AttentionContext] | None = None
 
     def get(self, length: int, device: torch.device, dtype: torch.dtype) -> AttentionContext:
-        """As :func:`build_context`; UsageError where a vendor's kernel is asked for and there is none."""
-        if self._kind == "vendor" and self.kernel is None:
-            raise UsageError(
-                "attention 'vendor' is a kernel that the vendor's plugin puts into the model; this one put none",
-                "choose attention 'sdpa' or 'flex'",
-            )
+        """As :func:`build_context`."""
         key = (length, device, dtype)
         if self._last is None or self._last[0] != key:
             self._last = None

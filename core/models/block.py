@@ -54,7 +54,6 @@ def _saved_operators() -> set[Any]:
     return {
         aten.mm.default,
         aten.addmm.default,
-        aten._scaled_mm.default,
         aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         aten._scaled_dot_product_efficient_attention.default,

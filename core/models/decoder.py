@@ -90,6 +90,11 @@ class Trunk(nn.Module):
         """See :meth:`Decoder.use_attention`."""
         self._contexts.kernel = kernel
 
+    @property
+    def has_vendor_attention(self) -> bool:
+        """See :attr:`Decoder.has_vendor_attention`."""
+        return self._contexts.kernel is not None
+
     def _context(self, hidden: Tensor) -> AttentionContext:
         """The context for states of this length and type."""
         device = hidden.device
@@ -200,6 +205,11 @@ class Decoder(nn.Module):
         """
         self.model.use_attention(kernel)
         save_results_of(operator)
+
+    @property
+    def has_vendor_attention(self) -> bool:
+        """Whether :meth:`use_attention` was called."""
+        return self.model.has_vendor_attention
 
     def apply_activation_checkpointing(self) -> None:
         """Recomputes activations in the backward pass as ``hp.activation_checkpointing`` says.

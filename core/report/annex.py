@@ -30,7 +30,7 @@ _COLUMNS: Mapping[Setup, Text] = {
 def setup_of(plan: Plan) -> Setup | None:
     """Which column a pretraining run belongs to, by its attention and checkpointing; None for other runs."""
     hp = plan.hyper_parameters
-    if plan.lora is not None or plan.vision is not None:
+    if plan.lora is not None or plan.vision is not None or hp.precision == "fp8":  # a share of another peak
         return None
     if hp.attention != "eager":
         return "normal"

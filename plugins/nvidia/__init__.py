@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from schemas.case import Case
-    from schemas.hyperparameters import OverrideValue, Precision
+    from schemas.hyperparameters import HyperParameters, OverrideValue, Precision
+    from schemas.model import DecoderSpec
     from schemas.plan import Plan
     from schemas.units import Topology
 
@@ -54,7 +55,9 @@ def tune(case: Case, topology: Topology, chosen: Mapping[str, OverrideValue]) ->
     """
     tuned: dict[str, OverrideValue] = {}
     if case.model.position == "alibi":
-        tuned["attention"] = "vendor" if topology.chip in HOPPER else "flex"
+        hp = case.hyper_parameters
+        takes = _no_cudnn_alibi(case.model, hp) is None and hp.packing == "concat"
+        tuned["attention"] = "vendor" if topology.chip in HOPPER and takes else "flex"
     if topology.nodes == 1 and chosen.get("zero_stage") in (2, 3):
         tuned["collectives"] = "peer_copies"
     return tuned
@@ -149,7 +152,9 @@ def _pin_math_mode(precision: Precision) -> dict[str, str]:
 
 @hookimpl
 def prepare_engine(plan: Plan) -> None:
-    """Offer the memory that GPUs of a node share."""
+    """Offer the memory that GPUs of a node share, and see that cuDNN can attend as is planned."""
+    if plan.hyper_parameters.attention == "vendor":
+        _require_cudnn_alibi(plan)
     if plan.hyper_parameters.collectives == "peer_copies":
         from core.engines.peer_copies import offer_windows
         from plugins.nvidia.symmetric_memory import SymmetricWindow
@@ -162,7 +167,6 @@ def build_model(plan: Plan) -> Generator[None, nn.Module, nn.Module]:
     """Attention ``vendor`` is cuDNN's with ALiBi."""
     model = yield
     if plan.hyper_parameters.attention == "vendor":
-        _require_cudnn_alibi(plan)
         import torch
 
         from core.models.decoder import Decoder
@@ -174,25 +178,26 @@ def build_model(plan: Plan) -> Generator[None, nn.Module, nn.Module]:
 
 
 def _require_cudnn_alibi(plan: Plan) -> None:
-    """UsageError where cuDNN would refuse it, or there is a better choice."""
-    model, precision = plan.model, plan.hyper_parameters.precision
-    if model.position != "alibi":
-        raise UsageError(
-            "NVIDIA's attention 'vendor' is for ALiBi, and the model has none", "use attention 'sdpa'"
-        )
-    if precision in ("fp32", "tf32"):
-        raise UsageError(f"cuDNN's attention with ALiBi is for 16 bits, not {precision}", "use attention 'flex'")
-    if model.head_size > LARGEST_HEAD or model.head_size % 8:
-        raise UsageError(
-            f"cuDNN's attention with ALiBi takes heads of up to {LARGEST_HEAD} channels, a multiple of 8, "
-            f"not {model.head_size}",
-            "use attention 'flex'",
-        )
+    reason = _no_cudnn_alibi(plan.model, plan.hyper_parameters)
+    if reason is not None:
+        nearest = "flex" if plan.model.position == "alibi" else "sdpa"
+        raise UsageError(f"cuDNN's attention with ALiBi {reason}", f"use attention {nearest!r}")
     if find_spec("cudnn") is None:
-        raise UsageError(
+        raise DeviceError(
             "attention 'vendor' is cuDNN's, and its frontend is not installed",
             "pip install nvidia-cudnn-frontend, or use attention 'flex'",
         )
+
+
+def _no_cudnn_alibi(model: DecoderSpec, hp: HyperParameters) -> str | None:
+    """Why cuDNN would refuse it; None where it does not."""
+    if model.position != "alibi":
+        return "is not for a model without it"
+    if hp.precision in ("fp32", "tf32"):
+        return f"is for 16 bits, not {hp.precision}"
+    if model.head_size > LARGEST_HEAD or model.head_size % 8:
+        return f"takes heads of up to {LARGEST_HEAD} channels, a multiple of 8, not {model.head_size}"
+    return None
 
 
 @hookimpl
@@ -209,7 +214,8 @@ def optimizer_wrap(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.
 
     hp = plan.hyper_parameters
     compiles = plan.engine == "torch" and hp.compile and hp.offload == "none" and not hp.scales_loss
-    if type(optimizer) is not torch.optim.AdamW or not compiles:
+    measured = plan.lora is None and plan.vision is None  # adapters are many small tensors: a kernel for each
+    if type(optimizer) is not torch.optim.AdamW or not (compiles and measured):
         return None
     taken = ("params", "lr", "betas", "eps", "weight_decay")
     return CompiledAdamW([{name: group[name] for name in taken} for group in optimizer.param_groups], {})

@@ -12,6 +12,7 @@ import pytest
 from core import launcher, plugins, runner, selection
 from core.cases import installed
 from core.commands import list_command
+from core.errors import UsageError
 from core.worker import PLAN_FILE
 from schemas.plan import Plan
 
@@ -88,6 +89,27 @@ def test_a_checkpoint_that_is_there_is_refused_before_anything_starts(
     assert (code, out) == (2, "")
     assert err.startswith(f"error: checkpoint.save: {tmp_path} is there already\n  fix: name another folder")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_series_leaves_out_what_lacks_a_package(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(selection.EXTRA_PACKAGES, "fp8", ("fp8", ("no_such_package",)))
+    monkeypatch.setattr(selection, "require_chips", lambda _: None)
+    monkeypatch.setattr(selection, "require_packages", lambda _: None)
+    started: list[str] = []
+
+    def start(plan: Plan, *_: object) -> None:
+        started.append(plan.run)
+        raise UsageError("that is enough", "for a test")
+
+    monkeypatch.setattr(runner, "_run_one", start)
+    words = ["run", "llama2_7b", "--config", "H200x1x1"]
+    _, _, err = call(*words)
+    assert "warning: left out: run tuned_fp8 of llama2_7b needs no_such_package, not installed for " in err
+    assert err.count("pip install 'accelmark[fp8]'") == 2  # align_fp8's, too
+    assert started == ["published"]
+    code, _, err = call(*words, "--run", "tuned_fp8")
+    assert code == 3
+    assert err.startswith("error: run tuned_fp8 of llama2_7b needs no_such_package")
 
 
 def test_several_nodes_need_a_launcher(call: Call) -> None:

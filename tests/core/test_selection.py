@@ -233,6 +233,18 @@ def test_a_package_that_the_data_or_the_benchmark_needs(
     assert raised.value.fix == "pip install 'accelmark[multimodal]'"
 
 
+def test_a_package_that_the_precision_needs(
+    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(selection.EXTRA_PACKAGES, "fp8", ("fp8", ("no_such_package",)))
+    plan = make_plan()
+    require_extras(plan)
+    hp = plan.hyper_parameters.model_copy(update={"precision": "fp8"})
+    with pytest.raises(DeviceError, match=f"run {plan.run} of toy needs no_such_package, not installed") as raised:
+        require_extras(plan.model_copy(update={"hyper_parameters": hp}))
+    assert raised.value.fix == "pip install 'accelmark[fp8]'"
+
+
 @pytest.mark.parametrize("key", ["data.path", "tokenizer.path", "weights", "checkpoint.load", "evaluation.path"])
 def test_what_a_run_is_to_read_must_lie_on_this_machine(
     toy: Case, make_plan: Callable[..., Plan], tmp_path: Path, key: str

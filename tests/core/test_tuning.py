@@ -113,6 +113,12 @@ def test_a_fast_chip_rather_computes_again_than_sends_often(
     assert tuple(chosen[key] for key in SPLIT) == split
 
 
+def test_of_checkpointed_splits_the_one_that_sends_least_is_taken_at_any_speed() -> None:
+    given: Overrides = {"activation_checkpointing": "full"}
+    found = [choose("llama2_7b", 8, chip(tflops=tflops), given)["zero_stage"] for tflops in (None, 989)]
+    assert found == [2, 2]
+
+
 def test_what_is_not_sent_at_all_is_no_reason_to_compute_again() -> None:
     chosen = choose("baichuan2_13b", 1, chip(tflops=989), optimizer_state="bf16_stochastic")
     assert chosen["activation_checkpointing"] == "none"
@@ -207,6 +213,21 @@ def test_nothing_is_chosen_for_other_runs() -> None:
 )
 def test_nvidia_has_a_fused_kernel_for_alibi(case: str, topology: str, attention: str) -> None:
     made = planned(select("nvidia"), Run(id="tuned", tuned=True), case=case, topology=topology)
+    assert made.hyper_parameters.attention == attention
+
+
+@pytest.mark.parametrize(
+    ("sets", "attention"),
+    [
+        ({"precision": "fp32"}, "flex"),
+        ({"precision": "fp8"}, "vendor"),
+        ({"model.hidden_size": 7680}, "flex"),  # heads of 192 channels
+        ({"model.position": "rope"}, "sdpa"),
+    ],
+)
+def test_what_is_set_decides_which_kernel_takes_it(sets: Overrides, attention: str) -> None:
+    run = Run(id="tuned", tuned=True)
+    made = planned(select("nvidia"), run, case="baichuan2_13b", topology="H200x1x4", sets=sets)
     assert made.hyper_parameters.attention == attention
 
 

@@ -142,6 +142,8 @@ def make_plan():
             topology=SimpleNamespace(chips_per_node=per_node),
             compute_precision="bf16" if precision == "amp" else precision,
             model=SimpleNamespace(head_size=other.get("head_size", 128)),
+            lora=None,
+            vision=None,
             hyper_parameters=HyperParameters(
                 precision=precision,
                 local_batch_size=1,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from core.errors import UsageError
+from core.errors import DeviceError, UsageError
 from core.plugins import load_alone
 
 torch = pytest.importorskip("torch")
@@ -39,8 +39,7 @@ def build(vendor, plan):
     return vendor.build_model(SimpleNamespace(), plan, SimpleNamespace(), 0)
 
 
-def test_the_model_of_such_a_plan_attends_by_cudnn(vendor, make_alibi_plan, monkeypatch):
-    monkeypatch.setattr("plugins.nvidia.find_spec", lambda name: object())
+def test_the_model_of_such_a_plan_attends_by_cudnn(vendor, make_alibi_plan):
     model = build(vendor, make_alibi_plan())
     assert model.model._contexts.kernel is cudnn_attention.attend
     other = build(vendor, make_alibi_plan(attention="flex"))
@@ -55,18 +54,27 @@ def absent(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "what", "kind"),
     [
-        ({"spec": {"position": "rope"}}, "NVIDIA's attention 'vendor' is for ALiBi", "sdpa"),
+        ({"spec": {"position": "rope"}}, "is not for a model without it", "sdpa"),
         ({"precision": "tf32"}, "is for 16 bits, not tf32", "flex"),
         ({"spec": {"hidden_size": 72}}, "takes heads of up to 128 channels, a multiple of 8, not 12", "flex"),
         ({"spec": {"hidden_size": 6 * 192}}, "a multiple of 8, not 192", "flex"),
-        ({}, "its frontend is not installed", "flex"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("absent")
 def test_what_cudnn_cannot_do_is_told(vendor, make_alibi_plan, changes, what, kind):
     with pytest.raises(UsageError, match=what) as raised:
-        build(vendor, make_alibi_plan(**changes))
-    assert f"use attention '{kind}'" in raised.value.fix
+        vendor.prepare_engine(make_alibi_plan(**changes), SimpleNamespace())
+    assert raised.value.fix == f"use attention '{kind}'"
+
+
+@pytest.mark.usefixtures("absent")
+def test_a_missing_frontend_is_told(vendor, make_alibi_plan, monkeypatch):
+    with pytest.raises(DeviceError, match="its frontend is not installed") as raised:
+        vendor.prepare_engine(make_alibi_plan(), SimpleNamespace())
+    assert raised.value.fix == "pip install nvidia-cudnn-frontend, or use attention 'flex'"
+    vendor.prepare_engine(make_alibi_plan(attention="flex"), SimpleNamespace())
+    monkeypatch.setattr("plugins.nvidia.find_spec", lambda name: object())
+    vendor.prepare_engine(make_alibi_plan(), SimpleNamespace())
 
 
 def states(batch=2, heads=6, length=20, size=8, **kind):
@@ -193,6 +201,18 @@ def test_gradients_are_asked_for_in_cudnns_order(frontend):
     assert graph.asked["use_alibi_mask"]
     ((given, _, _),) = graph.executed
     assert all(one is other for one, other in zip(given[-3:], gradients, strict=True))
+
+
+def test_a_gradient_that_was_broadcast_gets_rows_to_read(frontend):
+    query, key, value = states(dtype=torch.bfloat16)
+    out, statistics = cudnn_attention._results(query)
+    given = SimpleNamespace(saved_tensors=(query, key, value, out, statistics))
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cudnn_attention, "backward", asked.append)
+        cudnn_attention._differentiate(given, torch.ones((), dtype=out.dtype).expand(out.shape), None)
+    assert asked[0][-1].stride() == out.stride()
+    assert asked[0][-1].eq(1).all()
 
 
 @pytest.fixture

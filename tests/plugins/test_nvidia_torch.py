@@ -210,6 +210,13 @@ def test_other_plans_leave_the_optimizer_torch_s(make_plan, settings):
     assert nvidia.optimizer_wrap(adamw(), make_plan(**{"compile": True, **settings})) is None
 
 
+@pytest.mark.parametrize("part", ["lora", "vision"])
+def test_adapters_and_towers_are_left_to_torch_s(make_plan, part):
+    plan = make_plan(compile=True)
+    setattr(plan, part, "some")
+    assert nvidia.optimizer_wrap(adamw(), plan) is None
+
+
 class OwnAdamW(torch.optim.AdamW):
     """One that somebody's ``build_optimizer`` might give."""
 

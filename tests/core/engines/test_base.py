@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from core import defaults
 from core.data.loader import StepBatch
 from core.engines.torch_engine import TorchEngine
-from core.errors import DeviceError
+from core.errors import DeviceError, UsageError
 from core.models.llama import Llama2
 from schemas.chip import Device
 from schemas.plan import Plan
@@ -29,6 +29,17 @@ def test_core_builds_the_cases_model_without_values(plan: Plan) -> None:
     model = defaults.build_model(plan, 0)
     assert isinstance(model, Llama2)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert TorchEngine(plan, CPU).decoder(model) is model
+
+
+def test_a_vendor_without_attention_of_its_own_is_told(make_plan: Callable[..., Plan]) -> None:
+    sets = {"model.factory": "core.models.llama:Llama2", "zero_stage": 0, "attention": "vendor"}
+    plan = make_plan(topology="REFx1x1", engine="torch", sets=sets)
+    model = defaults.build_model(plan, 0)
+    with pytest.raises(UsageError, match="and that of 'acme' puts none") as error:
+        TorchEngine(plan, CPU).decoder(model)
+    assert error.value.fix == "choose attention 'sdpa'"
+    model.use_attention(lambda query, key, value, slopes: value, torch.ops.aten.clone.default)
     assert TorchEngine(plan, CPU).decoder(model) is model
 
 

@@ -43,6 +43,7 @@ TORCH: Chains = {
     ],
     "fp16": [link("torch", **FP16)] * 2,
     "stochastic": [link("torch", **STOCHASTIC)] * 2,
+    "fp8": [link("torch", zero_stage=2, precision="fp8"), link("torch", precision="fp8")],
     "stochastic, sharded": [link("torch", zero_stage=3, **STOCHASTIC)] * 2,
     "forgetful": [link("torch"), link("torch") | {"fault": "forget_moments"}],
 }
@@ -130,6 +131,8 @@ def run_chain(tmp_path_factory: pytest.TempPathFactory) -> RunChain:
 
 @pytest.mark.parametrize("name", names(TORCH, "fp32", "bf16"))
 def test_torch_goes_on(name: str, run_chain: RunChain) -> None:
+    if name == "fp8":
+        pytest.importorskip("torchao")
     assert_goes_on(name, run_chain(TORCH, name))
 
 

@@ -51,13 +51,6 @@ def test_what_is_computed_again_is_the_same(make_model, run_backward, checkpoint
         assert torch.equal(gradient, expected[2][name]), name
 
 
-def test_sizes_that_8_bits_do_not_take_are_told(make_model):
-    with pytest.raises(
-        UsageError, match=r"mlp\.gate_proj is 81 x 48, and products in 8 bits take multiples of 16"
-    ):
-        use_fp8(make_model(spec={"intermediate_size": 81}), CPU)
-
-
 def test_a_device_without_such_products_is_told(make_model, monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("compute capability >= 9.0 is needed\nat some place")

@@ -62,7 +62,7 @@ def test_the_command_shows_a_table_and_refuses_what_is_not_there(tmp_path: Path,
     assert main(["conform", "nobody", "--out", str(tmp_path)]) == 3
     (tmp_path / "file").touch()
     assert main(["conform", "metax", "--out", str(tmp_path / "file" / "runs")]) == 2
-    assert "name a writable folder with --out" in capsys.readouterr().err
+    assert "name a writable one with --out" in capsys.readouterr().err
 
 
 def test_two_ranks_need_two_chips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
