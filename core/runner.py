@@ -58,15 +58,17 @@ def run(options: Options, console: Console) -> list[Record]:
     sinks.require(options.sinks)
     requests = _choose(options, console)
     planned = [(request, planning.build(request)) for request in requests]
-    if options.selection.run is None:
-        planned = _with_their_extras(planned, console)
     for request, plan in planned:
         if plan.topology.nodes > 1:
             raise UsageError(
                 f"config {plan.topology} spans {plan.topology.nodes} nodes",
                 f"start on every node: {shell_line(plan)}",
             )
-        _require_here(request, plan)
+        selection.require_chips(request)
+    if options.selection.run is None:
+        planned = _with_their_extras(planned, console)
+    for _, plan in planned:
+        _require_software(plan)
         if plan.checkpoint.save is not None:
             checkpoint.require_new(Path(plan.checkpoint.save).expanduser())
     records: list[Record] = []
@@ -99,9 +101,8 @@ def _choose(options: Options, console: Console, world: tuple[int, int] | None = 
     return selection.choose(options.selection, lambda message: console.print(f"warning: {message}"), world)
 
 
-def _require_here(request: Request, plan: Plan) -> None:
-    """DeviceError or UsageError unless this machine has the chips, packages and files of the plan."""
-    selection.require_chips(request)
+def _require_software(plan: Plan) -> None:
+    """DeviceError or UsageError unless this machine has the packages and files of the plan."""
     selection.require_packages(engine_spec(plan.engine))
     selection.require_extras(plan)
     selection.require_paths(plan)
@@ -156,7 +157,8 @@ def run_pod(options: Options, node: Node, console: Console) -> tuple[list[Record
     requests = [_on_nodes(request, node) for request in _choose(options, console)]
     planned = [planning.build(request) for request in requests]
     for request, plan in zip(requests, planned, strict=True):
-        _require_here(request, plan)
+        selection.require_chips(request)
+        _require_software(plan)
     records: list[Record] = []
     begun_unix_s = process.started_unix_s()
     for number, plan in enumerate(planned):
