@@ -57,8 +57,8 @@ def run(options: Options, console: Console) -> list[Record]:
     """
     sinks.require(options.sinks)
     requests = _choose(options, console)
-    planned = [(request, planning.build(request)) for request in requests]
-    for request, plan in planned:
+    planned = [planning.build(request) for request in requests]
+    for request, plan in zip(requests, planned, strict=True):
         if plan.topology.nodes > 1:
             raise UsageError(
                 f"config {plan.topology} spans {plan.topology.nodes} nodes",
@@ -67,13 +67,13 @@ def run(options: Options, console: Console) -> list[Record]:
         selection.require_chips(request)
     if options.selection.run is None:
         planned = _with_their_extras(planned, console)
-    for _, plan in planned:
+    for plan in planned:
         _require_software(plan)
         if plan.checkpoint.save is not None:
             checkpoint.require_new(Path(plan.checkpoint.save).expanduser())
     records: list[Record] = []
     begun_unix_s = process.started_unix_s()
-    for _, plan in planned:
+    for plan in planned:
         before = done_before(plan, options, console)
         records.append(before or _run_one(plan, options, console, begun_unix_s))
         begun_unix_s = time.time()
@@ -82,16 +82,16 @@ def run(options: Options, console: Console) -> list[Record]:
     return records
 
 
-def _with_their_extras(planned: Sequence[tuple[Request, Plan]], console: Console) -> list[tuple[Request, Plan]]:
+def _with_their_extras(planned: Sequence[Plan], console: Console) -> list[Plan]:
     """The runs of a series that have all they import, with a warning for each of the others.
 
     Where that is none, all: what they lack is told then.
     """
     complete = []
-    for request, plan in planned:
+    for plan in planned:
         try:
             selection.require_extras(plan)
-            complete.append((request, plan))
+            complete.append(plan)
         except DeviceError as error:
             console.print(f"warning: left out: {error.what}; {error.fix}", soft_wrap=True)
     return complete or list(planned)
