@@ -101,6 +101,11 @@ def count_parameters(model: DecoderSpec) -> int:
     return _stage_parameters(model, (range(model.num_layers),), 0, 1)
 
 
+def count_embeddings(model: DecoderSpec) -> int:
+    """Of these, those of the input embedding and of the output head."""
+    return 2 * model.vocab_size * model.hidden_size
+
+
 def _stage_parameters(model: DecoderSpec, stages: tuple[range, ...], stage: int, tp: int) -> int:
     """Parameters of one stage on one tensor parallel rank: matrices are split, norms are not."""
     hidden, kv_size = model.hidden_size, model.num_kv_heads * model.head_size

@@ -7,7 +7,7 @@ hold it to the peaks of the committed records.
 
 from __future__ import annotations
 
-from core.layout import count_parameters
+from core.layout import count_embeddings, count_parameters
 from schemas.hyperparameters import HyperParameters
 from schemas.model import DecoderSpec
 
@@ -64,7 +64,7 @@ def _gathered_parameters(hp: HyperParameters, model: DecoderSpec, data_parallel:
     everything = count_parameters(model)
     if hp.zero_stage < 3:
         return everything
-    ends = 2 * model.vocab_size * model.hidden_size
+    ends = count_embeddings(model)
     layers = min(staying + 2, model.num_layers)
     return ends + layers * (everything - ends) / model.num_layers
 

@@ -60,6 +60,12 @@ def takes_grad_scale(optimizer: torch.optim.Optimizer) -> bool:
     return isinstance(optimizer, CompiledAdamW)
 
 
+def adamw_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The groups of torch's AdamW with what every AdamW takes of them, for one that steps in its place."""
+    taken = ("params", "lr", "betas", "eps", "weight_decay")
+    return [{name: group[name] for name in taken} for group in optimizer.param_groups]
+
+
 class CompiledAdamW(torch.optim.Optimizer):
     """AdamW whose update is one compiled kernel a parameter: fp32 parameters step exactly, bf16 ones are rounded.
 

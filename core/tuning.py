@@ -18,7 +18,7 @@ from itertools import product
 from core import metrics
 from core.engines.catalog import engine_spec
 from core.errors import UsageError
-from core.layout import count_parameters
+from core.layout import count_embeddings, count_parameters
 from core.memory_estimate import GIB, keeps_main_weights, peak_allocated_gib, weight_bytes
 from schemas.chip import ChipSpec
 from schemas.hyperparameters import HyperParameters, OverrideValue
@@ -39,6 +39,7 @@ ATTAINED = 0.7
 """Of a chip's peak, what large matrix products reach, as H200 traces show them."""
 
 UNKNOWN_S = 1e6
+"""In the place of a time that nothing tells: longer than a step."""
 
 Settings = dict[str, OverrideValue]
 
@@ -123,7 +124,7 @@ def _gathered_layers(hp: HyperParameters, model: DecoderSpec, world_size: int, r
     They are given back while gradients come, but an allocator holds on to what it has given.
     """
     without = peak_allocated_gib(hp.model_copy(update={"gathered_layers": 0}), model, world_size)
-    parameters = (count_parameters(model) - 2 * model.vocab_size * model.hidden_size) / model.num_layers
+    parameters = (count_parameters(model) - count_embeddings(model)) / model.num_layers
     fitting = (room_gib - without) * GIB / (parameters * weight_bytes(hp))
     return int(min(max(fitting, 0), model.num_layers - 1))
 
@@ -139,9 +140,7 @@ def _recomputing_s(hp: HyperParameters, model: DecoderSpec, chip: ChipSpec) -> f
     if peak_tflops is None:
         return UNKNOWN_S
     parameters = count_parameters(model)
-    counted = Parameters(
-        total=parameters, trainable=parameters, embedding=2 * model.vocab_size * model.hidden_size
-    )
+    counted = Parameters(total=parameters, trainable=parameters, embedding=count_embeddings(model))
     work = metrics.Work(model, counted, hp.sequence_length, hp.activation_checkpointing, hp.attention)
     tokens = hp.local_batch_size * hp.gradient_accumulation_steps * hp.sequence_length
     return tokens * metrics.recomputed_per_token(work) / (ATTAINED * peak_tflops * 1e12)

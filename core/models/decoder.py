@@ -58,7 +58,7 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(DecoderBlock(spec, attention_type(spec)) for _ in range(spec.num_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-        self._contexts = ContextCache(spec, hp.attention)
+        self.contexts = ContextCache(spec, hp.attention)
 
     def forward(
         self,
@@ -86,15 +86,6 @@ class Trunk(nn.Module):
         out: Tensor = self.norm(hidden)
         return out
 
-    def use_attention(self, kernel: Kernel) -> None:
-        """See :meth:`Decoder.use_attention`."""
-        self._contexts.kernel = kernel
-
-    @property
-    def has_vendor_attention(self) -> bool:
-        """See :attr:`Decoder.has_vendor_attention`."""
-        return self._contexts.kernel is not None
-
     def _context(self, hidden: Tensor) -> AttentionContext:
         """The context for states of this length and type."""
         device = hidden.device
@@ -102,7 +93,7 @@ class Trunk(nn.Module):
             self._refuse_training_with_flex_on_cpu()
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else hidden.dtype
-        return self._contexts.get(hidden.shape[1], device, dtype)
+        return self.contexts.get(hidden.shape[1], device, dtype)
 
     def _refuse_training_with_flex_on_cpu(self) -> None:
         if any(parameter.requires_grad for parameter in self.parameters()):
@@ -203,13 +194,13 @@ class Decoder(nn.Module):
         ``operator`` is what ``kernel`` calls, an overload in ``torch.ops`` with its autograd formula: compiled
         blocks do not look into it, and selective checkpointing keeps what it computes.
         """
-        self.model.use_attention(kernel)
+        self.model.contexts.kernel = kernel
         save_results_of(operator)
 
     @property
     def has_vendor_attention(self) -> bool:
         """Whether :meth:`use_attention` was called."""
-        return self.model.has_vendor_attention
+        return self.model.contexts.kernel is not None
 
     def apply_activation_checkpointing(self) -> None:
         """Recomputes activations in the backward pass as ``hp.activation_checkpointing`` says.

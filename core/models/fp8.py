@@ -11,9 +11,7 @@ import torch
 
 from core.errors import UsageError
 from core.models.decoder import Decoder
-
-TRIED_SIZE = 16
-"""Rows and columns of the product that a device is tried with."""
+from core.models.products import TRIED_SIZE
 
 
 def use_fp8(model: Decoder, device: torch.device) -> None:
@@ -35,6 +33,6 @@ def _require_products(device: torch.device) -> None:
         ones = torch.ones(TRIED_SIZE, TRIED_SIZE, device=device).to(torch.float8_e4m3fn)
         scale = torch.ones((), device=device)
         torch._scaled_mm(ones, ones.t(), scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{device} has no products in 8 bits: {reason}", "plan precision bf16") from error

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-_TRIED_SIZE = 16
+TRIED_SIZE = 16
 """Rows and columns of the products that a device is tried with."""
 
 
@@ -40,7 +40,7 @@ def has_fp32_products(device: torch.device, dtype: torch.dtype) -> bool:
     kernels = ("aten::mm.dtype", "aten::addmm.dtype_out")
     if not all(torch._C._dispatch_has_kernel_for_dispatch_key(kernel, key) for kernel in kernels):
         return False
-    operand = torch.zeros(_TRIED_SIZE, _TRIED_SIZE, dtype=dtype, device=device)
+    operand = torch.zeros(TRIED_SIZE, TRIED_SIZE, dtype=dtype, device=device)
     try:
         total = torch.mm(operand, operand, out_dtype=torch.float32)
         torch.addmm(total, operand, operand, out_dtype=torch.float32, out=total)

@@ -210,15 +210,14 @@ def optimizer_wrap(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.
     """
     import torch
 
-    from core.optimizers import CompiledAdamW
+    from core.optimizers import CompiledAdamW, adamw_groups
 
     hp = plan.hyper_parameters
     compiles = plan.engine == "torch" and hp.compile and hp.offload == "none" and not hp.scales_loss
     measured = plan.lora is None and plan.vision is None  # adapters are many small tensors: a kernel for each
     if type(optimizer) is not torch.optim.AdamW or not (compiles and measured):
         return None
-    taken = ("params", "lr", "betas", "eps", "weight_decay")
-    return CompiledAdamW([{name: group[name] for name in taken} for group in optimizer.param_groups], {})
+    return CompiledAdamW(adamw_groups(optimizer), {})
 
 
 @hookimpl

@@ -174,6 +174,8 @@ def optimizer_wrap(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.
     """torch_musa's fused AdamW in place of torch's; other optimizers, and states that lie on the host, stay."""
     import torch
 
+    from core.optimizers import adamw_groups
+
     if type(optimizer) is not torch.optim.AdamW or plan.hyper_parameters.offload != "none":
         return None
     try:
@@ -181,10 +183,7 @@ def optimizer_wrap(optimizer: torch.optim.Optimizer, plan: Plan) -> torch.optim.
     except ImportError as error:
         notify(f"torch_musa's fused AdamW does not load ({error}): torch's AdamW steps")
         return None
-    taken = ("params", "lr", "betas", "eps", "weight_decay")
-    fused: torch.optim.Optimizer = FusedAdamW(
-        [{name: group[name] for name in taken} for group in optimizer.param_groups]
-    )
+    fused: torch.optim.Optimizer = FusedAdamW(adamw_groups(optimizer))
     return fused
 
 

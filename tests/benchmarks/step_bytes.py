@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.layout import count_parameters
+from core.layout import count_embeddings, count_parameters
 from schemas.model import VisionSpec
 from schemas.plan import Plan
 
@@ -84,7 +84,7 @@ def _cast_weight_bytes(plan: Plan) -> float:
     if plan.compute_precision != "fp8":
         return 0.0
     model = plan.model
-    in_blocks = count_parameters(model) - 2 * model.vocab_size * model.hidden_size
+    in_blocks = count_parameters(model) - count_embeddings(model)
     return CAST_BYTES * in_blocks / plan.parallel.tp / plan.parallel.pp / _shards(plan, from_stage=1)
 
 

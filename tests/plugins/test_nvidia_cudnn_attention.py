@@ -41,9 +41,9 @@ def build(vendor, plan):
 
 def test_the_model_of_such_a_plan_attends_by_cudnn(vendor, make_alibi_plan):
     model = build(vendor, make_alibi_plan())
-    assert model.model._contexts.kernel is cudnn_attention.attend
+    assert model.model.contexts.kernel is cudnn_attention.attend
     other = build(vendor, make_alibi_plan(attention="flex"))
-    assert other.model._contexts.kernel is None
+    assert other.model.contexts.kernel is None
 
 
 @pytest.fixture

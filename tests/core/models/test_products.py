@@ -83,7 +83,7 @@ def test_a_device_with_kernels_rounds_no_product(register):
     fused, exact = _sum(dtype), _exact(dtype)
     torch.testing.assert_close(fused.double(), exact, rtol=1e-5, atol=1e-5)
     assert (fused - exact).abs().max() < 0.1 * (plain - exact).abs().max()
-    tried = torch.Size((products._TRIED_SIZE,) * 2)
+    tried = torch.Size((products.TRIED_SIZE,) * 2)
     assert added == [tried, *[torch.Size((ROWS, INNER))] * (CHUNKS - 1)]
 
 
