@@ -81,12 +81,13 @@ def _activation_bytes(hp: HyperParameters, model: DecoderSpec) -> float:
 
     That is a block's input, queries, keys, values, attention's output with its two statistics a head, the sum
     before the MLP and its norm, gate, up and their product; with full checkpointing the inputs, and one block's
-    rest. Products in 8 bits round norm and gated product anew from what those came from.
+    rest. Norm and gated product are computed anew with selective checkpointing, which keeps a term of the sum
+    rather than the sum, and where products in 8 bits round them anew.
     """
     hidden, kv_size = model.hidden_size, model.num_kv_heads * model.head_size
     width, statistics = _computed_bytes(hp), 2 * 4 * model.num_heads
     rest = width * (3 * hidden + 2 * kv_size + 2 * model.intermediate_size) + statistics
-    if hp.precision != "fp8":
+    if hp.precision != "fp8" and hp.activation_checkpointing != "selective":
         rest += width * (hidden + model.intermediate_size)
     kept_by = 1 if hp.activation_checkpointing == "full" else model.num_layers
     return model.num_layers * width * hidden + kept_by * rest

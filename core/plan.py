@@ -29,13 +29,13 @@ from schemas.plan import Plan
 from schemas.units import Parallel, Topology
 
 TIMEOUTS = ("measure.start_timeout_s", "measure.setup_timeout_s", "measure.timeout_s")
-LOCATIONS = frozenset(
+INCIDENTAL = frozenset(
     {
         *("data.path", "tokenizer.path", "evaluation.path", "weights", "checkpoint.load", "checkpoint.save"),
-        *("measure.profile_steps", *TIMEOUTS),
+        *("measure.steps", "measure.min_window_s", "measure.profile_steps", *TIMEOUTS),
     }
 )
-"""Where things lie, how long to wait, what is looked at after measuring: they do not make a record unofficial."""
+"""Where things lie, how long to wait and, above some minima, to measure: they do not make a record unofficial."""
 
 MIN_STEPS = 20
 MIN_WINDOW_S = 30.0
@@ -60,7 +60,7 @@ class Request:
     @property
     def changed(self) -> tuple[str, ...]:
         """The settings that differ from the config: the run's changes and those of ``--set``."""
-        return (*self.run.fix_hp, *(key for key in self.sets if key not in {*LOCATIONS, *self.run.fix_hp}))
+        return (*self.run.fix_hp, *(key for key in self.sets if key not in {*INCIDENTAL, *self.run.fix_hp}))
 
     @property
     def words(self) -> list[str]:
@@ -162,11 +162,14 @@ def _tuned(request: Request) -> dict[str, OverrideValue]:
     tuning.require(_engine(request)[0], text_alone=case.vision is None and case.lora is None)
     chip = vendor.chip(config.topology.chip)
     topology = _topology(request.config, chip, request.world)
-    given = {**request.run.fix_hp, **request.sets}
+    written = {**request.run.fix_hp, **request.sets}
 
     def planned(settings: Mapping[str, OverrideValue]) -> tuple[HyperParameters, DecoderSpec]:
         layers, _ = _layers(request, tuned=settings)
         return layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
+
+    untuned, _ = planned({})
+    given = {key: getattr(untuned, key, value) for key, value in written.items()}  # a command line's are text
 
     def choose(wanted: Mapping[str, OverrideValue]) -> tuning.Settings:
         return tuning.choose(*planned(wanted), chip, topology.world_size, {**wanted, **given})
@@ -221,7 +224,7 @@ def _refuse(proposal: Proposal) -> None:
 
 
 def _unofficial_reason(request: Request, engine_origin: str, measure: Measure, chip: ChipSpec) -> str | None:
-    changed = request.sets.keys() - LOCATIONS
+    changed = request.sets.keys() - INCIDENTAL
     if changed:
         return f"--set changed {', '.join(sorted(changed))}"
     if engine_origin == "--engine":

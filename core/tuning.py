@@ -4,8 +4,8 @@ A run of a config with ``tuned=True`` takes them; its own ``fix_hp`` and ``--set
 ``tune`` hook may replace any, whereupon the rest is chosen anew. Kept are tokens per step, precision and optimizer
 state: only like is compared with like.
 
-Of the splits of a step's sequences into LBS × GAS and the ZeRO stages that fit into memory, with checkpointed
-blocks and without, the one is taken that spends the least time on sending and on computing again; of equals, the
+Of the splits of a step's sequences into LBS × GAS and the ZeRO stages that fit into memory, with every kind of
+checkpointing, the one is taken that spends the least time on sending, copying and computing again; of equals, the
 one with the larger LBS. At stage 3 as many layers stay gathered as there is room for.
 """
 
@@ -37,6 +37,9 @@ SENT_GB_PER_S = 300.0
 Baichuan2-13B took 1.1 s a step for 334 GB that it did not take without. Of other links nothing is known here."""
 ATTAINED = 0.7
 """Of a chip's peak, what large matrix products reach, as H200 traces show them."""
+MOVED_GB_PER_S = 4000.0
+"""Of bytes read and written by kernels that do little else, as H200 traces show them. Like the rate of sending, no
+other chip's is known here: it is the proportion of the two that decides."""
 
 UNKNOWN_S = 1e6
 """In the place of a time that nothing tells: longer than a step."""
@@ -86,7 +89,11 @@ def _fitting(
         if candidate.zero_stage == 3 and "gathered_layers" not in given:
             changes["gathered_layers"] = _gathered_layers(candidate, model, world_size, room_gib - SPARE_GIB)
             candidate = candidate.model_copy(update=changes)
-        cost_s = _sending_s(candidate, model, world_size) + _recomputing_s(candidate, model, chip)
+        cost_s = (
+            _sending_s(candidate, model, world_size)
+            + _copying_s(candidate, model, world_size)
+            + _recomputing_s(candidate, model, chip)
+        )
         fitting.append((cost_s, -candidate.local_batch_size, changes))
     if fitting:
         return min(fitting, key=lambda found: found[:2])[2]
@@ -106,7 +113,8 @@ def _splits(hp: HyperParameters, world_size: int) -> Iterator[Settings]:
     """Every way to split a rank's sequences of one step over micro-batches, with every ZeRO stage."""
     sequences = hp.local_batch_size * hp.gradient_accumulation_steps
     stages = engine_spec("torch").zero_stages if world_size > 1 else (0,)
-    for checkpointing, stage, local in product(("none", "full"), stages, range(1, sequences + 1)):
+    kinds = ("none", "selective", "full")
+    for checkpointing, stage, local in product(kinds, stages, range(1, sequences + 1)):
         if sequences % local == 0:
             nothing_kept: Settings = {} if stage == 3 else {"gathered_layers": 0}
             yield {
@@ -130,20 +138,48 @@ def _gathered_layers(hp: HyperParameters, model: DecoderSpec, world_size: int, r
 
 
 def _recomputing_s(hp: HyperParameters, model: DecoderSpec, chip: ChipSpec) -> float:
-    """What checkpointing adds to a step; on a chip of unknown speed, more than any sending does.
+    """What checkpointing adds to a step; ``full`` on a chip of unknown speed more than any sending does.
 
     Under fp8 that is too little: attention, and rounding to 8 bits, take what they do in bf16.
     """
+    tokens = hp.local_batch_size * hp.gradient_accumulation_steps * hp.sequence_length
     if hp.activation_checkpointing == "none":
         return 0.0
+    if hp.activation_checkpointing == "selective":
+        return tokens * _moved_again_bytes(hp, model) / (MOVED_GB_PER_S * 1e9)
     peak_tflops = chip.peak(metrics.compute_precision(hp)).tflops
     if peak_tflops is None:
         return UNKNOWN_S
     parameters = count_parameters(model)
     counted = Parameters(total=parameters, trainable=parameters, embedding=count_embeddings(model))
     work = metrics.Work(model, counted, hp.sequence_length, hp.activation_checkpointing, hp.attention)
-    tokens = hp.local_batch_size * hp.gradient_accumulation_steps * hp.sequence_length
     return tokens * metrics.recomputed_per_token(work) / (ATTAINED * peak_tflops * 1e12)
+
+
+def _moved_again_bytes(hp: HyperParameters, model: DecoderSpec) -> float:
+    """Of one token, by the fused kernels that run again: two norms (the second of a sum), rotations, and the MLP's
+    product, which is written where its gradient reads gate and up anyway."""
+    numbers = 5 * model.hidden_size + model.intermediate_size
+    if model.position == "rope":
+        numbers += 2 * (model.num_heads + model.num_kv_heads) * model.head_size
+    return model.num_layers * numbers * weight_bytes(hp)
+
+
+def _copying_s(hp: HyperParameters, model: DecoderSpec, world_size: int) -> float:
+    """What a step does with weights and gradients that its products do not need.
+
+    Gradients of each further micro-batch are read, added to a sum, and written; shards of them in fp32. FSDP2 also
+    copies, in line with the products, weights out of the buffer in which they are gathered, and gradients into the
+    one from which they are reduced, which stage 2 among peers does without.
+    """
+    width, micro_batches = weight_bytes(hp), hp.gradient_accumulation_steps
+    if world_size == 1 or hp.zero_stage == 0:
+        moved = 3.0 * width * (micro_batches - 1)
+    else:
+        moved = 3.0 * 4 * (micro_batches - 1) / world_size
+        if hp.zero_stage == 3 or hp.collectives != "peer_copies":
+            moved += 2 * width * (_gathered_times(hp, model) + micro_batches)
+    return count_parameters(model) * moved / (MOVED_GB_PER_S * 1e9)
 
 
 def _sending_s(hp: HyperParameters, model: DecoderSpec, world_size: int) -> float:
@@ -159,7 +195,11 @@ def _sending_s(hp: HyperParameters, model: DecoderSpec, world_size: int) -> floa
     width, micro_batches = weight_bytes(hp), hp.gradient_accumulation_steps
     if hp.zero_stage == 0:
         return share * 2.0 * (4 if keeps_main_weights(hp) else width)
-    stay = hp.gathered_layers / model.num_layers if hp.zero_stage == 3 else 1.0
-    gathered = stay + (1 - stay) * 2 * micro_batches
     reduced = width if hp.collectives == "peer_copies" else 4
-    return share * (gathered * width + reduced * micro_batches)
+    return share * (_gathered_times(hp, model) * width + reduced * micro_batches)
+
+
+def _gathered_times(hp: HyperParameters, model: DecoderSpec) -> float:
+    """How often in a step each weight is, in the mean."""
+    stay = hp.gathered_layers / model.num_layers if hp.zero_stage == 3 else 1.0
+    return stay + (1 - stay) * 2 * hp.gradient_accumulation_steps
