@@ -37,6 +37,7 @@ CONFIG = HardwareConfig(
                 "attention": "sdpa",
                 "compile": True,
                 "loss": "chunked",
+                "collectives": "peer_copies",
             },
         ),
     ),

@@ -29,8 +29,9 @@ PAGE = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 NOTHING = "Nothing committed yet."
 SPLITS = """
-Runs of a row do the same work a chip and step. How they split it into micro-batches is their own affair: where the
-state is sharded, more chips leave room for larger ones, so that a chip can be faster among more of them."""
+Runs of a row do the same work a chip and step. How they split it into micro-batches, and what they compute again
+so that it fits, is their own affair: where the state is sharded, more chips leave more room, so that a chip can be
+faster among more of them. Runs of other sessions are runs on other chips, a few percent apart."""
 
 S = TypeVar("S", bound=Schema)
 
@@ -55,9 +56,10 @@ def rewritten(page: str, part: str) -> str:
 
 
 def committed_records() -> list[Record]:
-    """Measured ones of all cases that may stand in a ranking."""
+    """Measured ones of all cases, on real chips by official plans."""
     folders = sorted((ROOT / "cases").glob("*/records"))
-    return [record for folder in folders for record in load_records(folder).values() if record.rankable]
+    records = [record for folder in folders for record in load_records(folder).values()]
+    return [record for record in records if record.status == "ok" and record.official and not record.emulated]
 
 
 def _read(folder: Path, schema: type[S]) -> list[S]:
@@ -131,7 +133,8 @@ def _seconds(value: float | None) -> str:
 def _scales(records: Iterable[Record]) -> list[str]:
     """Data parallel runs of the same work on several numbers of a node's chips: the fastest of each.
 
-    How a run splits its sequences into LBS x GAS is its own affair: more chips leave room for other splits.
+    How a run makes its sequences fit is its own affair: more chips leave room for other splits, and less to be
+    computed again.
     """
     kinds: dict[tuple[str, ...], dict[int, tuple[float, str]]] = {}
     for record in records:
@@ -140,11 +143,12 @@ def _scales(records: Iterable[Record]) -> list[str]:
         if record.topology.nodes == 1:
             hp, rate = record.plan.hyper_parameters, record.throughput.tokens_per_second_per_chip
             found = kinds.setdefault(_kind(record, hp), {})
-            split = f"{hp.local_batch_size} x {hp.gradient_accumulation_steps}"
+            again = "" if hp.activation_checkpointing == "none" else f", {hp.activation_checkpointing}"
+            split = f"{hp.local_batch_size} x {hp.gradient_accumulation_steps}{again}"
             chips = record.topology.world_size
             found[chips] = max((rate, split), found.get(chips, (0.0, "")))
-    shared = ("run", "engine", "precision", "state", "attention", "checkpointing", "collectives", "sequences")
-    head = (*shared, "token/p/s by chips (LBS x GAS)", "efficiency")
+    shared = ("run", "engine", "precision", "state", "attention", "collectives", "sequences")
+    head = (*shared, "token/p/s by chips (LBS x GAS, checkpointing)", "efficiency")
     rows = [(*kind, *_scale(found)) for kind, found in sorted(kinds.items()) if len(found) > 1]
     return [markdown(head, rows), SPLITS] if rows else []
 
@@ -161,14 +165,17 @@ def _scale(found: Mapping[int, tuple[float, str]]) -> tuple[str, str]:
 def _kind(record: Record, hp: HyperParameters) -> tuple[str, ...]:
     """What runs must share for their rates to be compared: work a chip and step, and what is done for it."""
     sequences = f"{hp.local_batch_size * hp.gradient_accumulation_steps} of {hp.sequence_length}"
-    done = (hp.precision, hp.optimizer_state, hp.attention, hp.activation_checkpointing, hp.collectives)
-    assert record.plan is not None
-    shape = f", {record.plan.model.num_layers} layers" if record.plan.scaled_down else ""
-    return f"{record.case} {record.chip}{shape}", record.engine, *done, sequences
+    done = (hp.precision, hp.optimizer_state, hp.attention, hp.collectives)
+    return f"{record.case} {record.chip}{_layers(record)}", record.engine, *done, sequences
 
 
 def _name(record: Record) -> str:
-    return f"{record.case} {record.topology} {record.run}"
+    return f"{record.case} {record.topology} {record.run}{_layers(record)}"
+
+
+def _layers(record: Record) -> str:
+    """Told where they are not all."""
+    return f", {record.plan.model.num_layers} layers" if record.plan is not None and record.scaled_down else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
