@@ -142,8 +142,8 @@ def compiled_on(
 
 
 def mean_of_ranks(received: Tensor, mean: Tensor) -> None:
-    """Of ``received`` ``[ranks, N]``, in the type of ``mean`` ``[N]``."""
-    mean.copy_(received.to(mean.dtype).mean(dim=0))
+    """Of ``received`` ``[ranks, N]``, added up in fp32, into ``mean`` ``[N]``."""
+    mean.copy_(received.float().mean(dim=0))
 
 
 def others(rank: int, ranks: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""ZeRO stage 2 among peers: 16-bit weights on every rank, and a part of main weights, gradients and moments.
+"""ZeRO stage 2 among peers: 16-bit weights on every rank, and a part of what is updated, gradients and moments.
 
 FSDP2 moves a block's parameters as one buffer: it copies weights out of it once they are gathered, and gradients
 into it before they are reduced, both in line with the products that wait for them. Here rows go from where they
@@ -29,14 +29,16 @@ IN_FLIGHT = 2
 class Unit:
     """Parameters whose gradients come together: those of a block, of the head, or all others."""
 
-    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], mesh: DeviceMesh) -> None:
+    def __init__(
+        self, named: Sequence[tuple[str, nn.Parameter]], mesh: DeviceMesh, state_type: torch.dtype
+    ) -> None:
         self.names = [name for name, _ in named]
         self.weights = [parameter for _, parameter in named]
         self._ranks, rank = mesh.size(), mesh.get_local_rank()
         own, self.slot = (sum(part.numel() for part in self.parts(self.weights, of)) for of in (rank, 0))
         """Numbers in this rank's rows, and room for those of any one: the first has the most."""
         device = self.weights[0].device
-        self.main = torch.empty(own, device=device, dtype=torch.float32)
+        self.main = torch.empty(own, device=device, dtype=state_type)
         self.gradient: Tensor | None = None
         self.awaited = len(self.weights)
         """Gradients that this backward pass has yet to bring."""
@@ -71,11 +73,15 @@ class PeerStage2:
     """
 
     def __init__(
-        self, model: nn.Module, modules: Sequence[nn.Module], mesh: DeviceMesh, device: torch.device
+        self, model: nn.Module, modules: Sequence[nn.Module], mesh: DeviceMesh, state_type: torch.dtype
     ) -> None:
-        """``modules`` of ``model`` travel each by itself, all else as one; weights need no values yet."""
+        """``modules`` of ``model`` travel each by itself, all else as one; weights need no values yet.
+
+        ``state_type``: of what is updated and of gradients, fp32 or that of the weights.
+        """
         _require_no_sharing(model)
-        group = mesh.get_group()
+        group, device = mesh.get_group(), next(model.parameters()).device
+        self._state_type = state_type
         self._rank, self._ranks = group.rank(), group.size()
         self._gathering, self._reducing = (SideStream(make_window(group, device), device) for _ in range(2))
         self._in_flight: deque[tuple[torch.Event | None, list[Tensor]]] = deque()
@@ -92,7 +98,7 @@ class PeerStage2:
         self._reducing.window.reserve(largest * self._ranks)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The model's name of each parameter, and the fp32 weight behind it, a DTensor."""
+        """The model's name of each parameter, and what is updated of it, a DTensor."""
         for unit in self.units:
             yield from zip(unit.names, unit.parameters, strict=True)
 
@@ -124,7 +130,7 @@ class PeerStage2:
             unit.tell_gradients()
 
     def _unit(self, module: nn.Module, named: Sequence[tuple[str, nn.Parameter]], mesh: DeviceMesh) -> Unit:
-        unit = Unit(named, mesh)
+        unit = Unit(named, mesh, self._state_type)
 
         def wait(*_: object) -> None:
             _wait_for(unit.gathered, unit.weights[0].device)
@@ -218,4 +224,4 @@ def _rows(rows: int, rank: int, ranks: int) -> slice:
 
 
 def _add_mean(received: Tensor, total: Tensor) -> None:
-    total.add_(received.to(total.dtype).mean(dim=0))
+    total.add_(received.float().mean(dim=0))

@@ -10,7 +10,7 @@ LoRA, 16 bits          frozen weights in 16 bits, fp32 adapters, autocast; DDP o
 
 Stage 3 frees gathered parameters after each block's forward and backward; stage 2 keeps them until the step's last
 backward, and stage 3 does so with those of its ``gathered_layers``. With ``collectives=peer_copies`` stage 2 of
-main weights is that of ``peer_stage2``, in the place of FSDP2's.
+weights in 16 bits is that of ``peer_stage2``, in the place of FSDP2's.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class TorchEngine(Engine):
         if by_peers:
             from core.engines.peer_stage2 import PeerStage2
 
-            self._peers = PeerStage2(model, [*model.blocks, model.lm_head], self._mesh(), self.device)
+            state_type = torch.bfloat16 if pure_bf16 else torch.float32
+            self._peers = PeerStage2(model, [*model.blocks, model.lm_head], self._mesh(), state_type)
         named = dict(model.named_parameters() if self._peers is None else self._peers.named_parameters())
         self.initialise(named.items(), self._place, naming=model.naming)
         self._named_parameters = {released_name(name): parameter for name, parameter in named.items()}
@@ -207,7 +208,8 @@ class TorchEngine(Engine):
     def _is_stage2_among_peers(self) -> bool:
         """Whether shards go without FSDP2; a vision tower is not trained, and has no state to shard."""
         by_peers = self.hp.collectives == "peer_copies" and self.hp.zero_stage == 2
-        return by_peers and self.plan.vision is None and self._keeps_main_weights()
+        in_16_bits = self._keeps_main_weights() or self.hp.optimizer_state == "bf16_stochastic"
+        return by_peers and self.plan.vision is None and in_16_bits
 
     def _replicate(self, model: Decoder) -> DistributedDataParallel:
         devices = None if self.device.type == "cpu" else [self.device]

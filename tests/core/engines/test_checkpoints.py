@@ -45,6 +45,7 @@ TORCH: Chains = {
     "stochastic": [link("torch", **STOCHASTIC)] * 2,
     "fp8": [link("torch", zero_stage=2, precision="fp8"), link("torch", precision="fp8")],
     "stochastic, sharded": [link("torch", zero_stage=3, **STOCHASTIC)] * 2,
+    "stochastic, stage 2 among peers": [link("torch", zero_stage=2, collectives="peer_copies", **STOCHASTIC)] * 2,
     "forgetful": [link("torch"), link("torch") | {"fault": "forget_moments"}],
 }
 DEEPSPEED: Chains = {

@@ -43,17 +43,25 @@ def test_two_ranks_train_as_one(layout: str, run_job: RunJob) -> None:
     assert one["losses"][-1] < one["losses"][0]
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(3, "fp32"), (3, "bf16"), (2, "bf16")])
+@pytest.mark.parametrize(
+    ("stage", "precision", "state"),
+    [(3, "fp32", "fp32"), (3, "bf16", "fp32"), (2, "bf16", "fp32"), (2, "bf16", "bf16_stochastic")],
+)
 def test_copies_between_peers_reduce_as_collectives_do(
-    stage: int, precision: str, run_job: RunJob, tmp_path: Path
+    stage: int, precision: str, state: str, run_job: RunJob, tmp_path: Path
 ) -> None:
-    sets = {"zero_stage": stage, "precision": precision, "model.intermediate_size": 49}  # one row more on a rank
+    sets = {"zero_stage": stage, "precision": precision, "optimizer_state": state}
+    sets |= {"model.intermediate_size": 49}  # one row more on a rank
     library = run_job("torch", 2, sets)
     assert not list(tmp_path.glob("window-*"))
     copies = run_job("torch", 2, sets | {"collectives": "peer_copies"})
     assert list(tmp_path.glob("window-*"))  # through these they went
-    assert copies["losses"] == library["losses"]  # two terms add up to the same in any order
-    assert copies["norms"] == library["norms"]
+    if state == "bf16_stochastic":  # other weights get this noise, and FSDP2 rounds a mean before adding it up
+        assert copies["losses"] == pytest.approx(library["losses"], rel=2e-3)
+        assert copies["norms"] == pytest.approx(library["norms"], rel=2e-2)
+    else:
+        assert copies["losses"] == library["losses"]  # two terms add up to the same in any order
+        assert copies["norms"] == library["norms"]
 
 
 @pytest.mark.parametrize("layout", layouts("DDP", "ZeRO-2"))

@@ -31,7 +31,7 @@ class Peers:
         self.layers = [nn.Linear(shape[1], shape[0], bias=False) for shape in SHAPES]
         self.model = nn.Sequential(*self.layers)
         mesh = SimpleNamespace(size=lambda: RANKS, get_local_rank=lambda: rank, get_group=lambda: group)
-        self.state = PeerStage2(self.model, self.layers[1:], cast(Any, mesh), torch.device("cpu"))
+        self.state = PeerStage2(self.model, self.layers[1:], cast(Any, mesh), torch.float32)
 
     def own(self, whole: Tensor) -> list[float]:
         """This rank's rows, one number after the other."""
@@ -107,5 +107,5 @@ def test_a_weight_of_two_modules_is_refused() -> None:
     group = SimpleNamespace(rank=lambda: 0, size=lambda: 1)
     mesh = SimpleNamespace(get_group=lambda: group)
     with pytest.raises(UsageError, match=r"1\.weight is the same weight as 0\.weight") as error:
-        PeerStage2(nn.Sequential(first, second), [second], cast(Any, mesh), torch.device("cpu"))
+        PeerStage2(nn.Sequential(first, second), [second], cast(Any, mesh), torch.float32)
     assert error.value.fix == "plan collectives=library"
