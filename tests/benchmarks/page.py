@@ -67,12 +67,13 @@ def _read(folder: Path, schema: type[S]) -> list[S]:
 
 
 def _limits(found: Iterable[Roofline]) -> list[str]:
-    head = ("run", "token/p/s", "limit", "share", *(f"{part}, ms" for part in get_args(Part)))
+    head = ("run", "token/p/s", "limit", "chips timed", "share", *(f"{part}, ms" for part in get_args(Part)))
     rows = [
         (
             f"{one.case} {one.topology} {one.run}",
             "/" if one.share is None else f"{one.share * one.tokens_per_second_per_chip:,.0f}",
             f"{one.tokens_per_second_per_chip:,.0f}",
+            "{} of {}".format(*one.chips),
             "/" if one.share is None else f"{one.share:.1%}",
             *(f"{one.seconds[part] * 1e3:.1f}" for part in get_args(Part)),
         )

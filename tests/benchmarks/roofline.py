@@ -1,33 +1,32 @@
-"""The limit of a row: its step composed from what this chip does with each part of it alone, collectives hidden.
+"""The limit of a row: its step composed from what its chips do with each part of it alone, collectives hidden.
 
-``python -m tests.benchmarks.roofline RUN_DIR`` right after the run, on the same chip (about half a minute on an
-H200), gives the run's share of its limit; with ``CASE --config H200x1x4 --run tuned`` instead, the limit alone.
+``python -m tests.benchmarks.roofline RUN_DIR`` right after the run, on the same chips (about half a minute on
+H200s), gives the run's share of its limit; with ``CASE --config H200x1x4 --run tuned`` instead, the limit alone.
+Chips are timed all at once, and the slowest, for which the others wait in each step, sets the limit.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
 from pydantic import PositiveFloat
 
 from core import plan as planning
 from core import selection
 from core.errors import AccelMarkError
-from core.plugins import load_alone
 from core.record import RECORD_FILE, read_plan, read_record
 from core.worker import PLAN_FILE
 from schemas.base import Schema
 from schemas.plan import Plan
 from schemas.record import Record
+from schemas.units import Topology
+from tests.benchmarks.chip_times import ChipTimes, time_chips
 from tests.benchmarks.step_parts import AttentionShape, Product, StepParts, step_parts
 from tests.benchmarks.tables import markdown
-
-if TYPE_CHECKING:
-    from tests.benchmarks.chip_speed import ChipSpeed
 
 Part = Literal["matrix_products", "attention", "loss", "memory_bound", "optimizer"]
 """As a profile names them: ``loss`` is the output head with the cross-entropy."""
@@ -44,7 +43,7 @@ class Measured(Schema):
 
 
 class Roofline(Schema):
-    """What one step would take at best, and what the run took."""
+    """What one step would take at best, on the slowest of the chips that were timed, and what the run took."""
 
     schema_version: Literal[1] = 1
     case: str
@@ -58,50 +57,54 @@ class Roofline(Schema):
     step_s: PositiveFloat
     tokens_per_second_per_chip: PositiveFloat
     """The limit."""
+    tokens_per_second_by_chip: tuple[PositiveFloat, ...] = ()
+    """The limit of each chip, all timed at once, by index; the lowest is the row's. Older results are of one chip,
+    and have none."""
     record: str | None = None
     """The run whose share this is."""
     share: PositiveFloat | None = None
     """What the run reached of the limit."""
 
-
-class Speed(Protocol):
-    """What is asked of a chip; see ``chip_speed``."""
-
-    def product_s(self, product: Product) -> tuple[float, ...]: ...
-    def attention_s(self, shape: AttentionShape) -> tuple[float, str]: ...
-    def bytes_per_s(self) -> float: ...
+    @property
+    def chips(self) -> tuple[int, int]:
+        """How many were timed, and how many the run takes."""
+        return len(self.tokens_per_second_by_chip) or 1, Topology.parse(self.topology).world_size
 
 
-def compose(plan: Plan, parts: StepParts, chip: Speed, device: str, record: Record | None = None) -> Roofline:
-    """Time each part of a step once, and add up as many as the step has."""
-    timed = {product: chip.product_s(product) for product in (*parts.products, parts.head)}
-    attended = {shape: chip.attention_s(shape) for shape in parts.attentions}
-    rate = chip.bytes_per_s()
-    seconds: Mapping[Part, float] = {
-        "matrix_products": sum(sum(timed[product]) * product.times for product in parts.products),
-        "attention": sum(attended[shape][0] * shape.times for shape in parts.attentions),
-        "loss": sum(timed[parts.head]) * parts.head.times + parts.loss_bytes / rate,
-        "memory_bound": parts.layer_bytes / rate,
-        "optimizer": parts.optimizer_bytes / rate,
-    }
-    step_s = sum(seconds.values())
-    limit = parts.tokens / step_s
+def compose(plan: Plan, parts: StepParts, chips: Sequence[ChipTimes], record: Record | None = None) -> Roofline:
+    """Add up each part as often as the step has it; of several chips, the limit is the slowest one's."""
+    steps = [_seconds(parts, chip) for chip in chips]
+    limits = [parts.tokens / sum(seconds.values()) for seconds in steps]
+    limit = min(limits)
+    slowest = limits.index(limit)
+    chip, seconds = chips[slowest], steps[slowest]
     reached = None if record is None or record.throughput is None else record.throughput.tokens_per_second_per_chip
-    products = (_measured(product, times) for product, times in timed.items())
-    attentions = (_measured_attention(shape, *found) for shape, found in attended.items())
+    products = (_measured(product, times) for product, times in chip.products.items())
+    attentions = (_measured_attention(shape, *found) for shape, found in chip.attentions.items())
     return Roofline(
         case=plan.case,
         topology=plan.topology.render(),
         run=plan.run,
-        device=device,
+        device=chip.device,
         measured=(*products, *attentions),
-        gigabytes_per_s=rate / 1e9,
-        seconds=dict(seconds),
-        step_s=step_s,
+        gigabytes_per_s=chip.bytes_per_s / 1e9,
+        seconds=seconds,
+        step_s=sum(seconds.values()),
         tokens_per_second_per_chip=limit,
+        tokens_per_second_by_chip=tuple(limits),
         record=None if record is None else record.id,
         share=None if reached is None else reached / limit,
     )
+
+
+def _seconds(parts: StepParts, chip: ChipTimes) -> dict[Part, float]:
+    return {
+        "matrix_products": sum(sum(chip.products[product]) * product.times for product in parts.products),
+        "attention": sum(chip.attentions[shape][0] * shape.times for shape in parts.attentions),
+        "loss": sum(chip.products[parts.head]) * parts.head.times + parts.loss_bytes / chip.bytes_per_s,
+        "memory_bound": parts.layer_bytes / chip.bytes_per_s,
+        "optimizer": parts.optimizer_bytes / chip.bytes_per_s,
+    }
 
 
 def _measured(product: Product, seconds: tuple[float, ...]) -> Measured:
@@ -129,6 +132,7 @@ def table(found: Roofline) -> str:
     lines = [
         f"**{found.case} {found.topology} {found.run}** on {found.device}: at best "
         f"{found.step_s * 1e3:.1f} ms a step, {found.tokens_per_second_per_chip:,.0f} token/p/s.",
+        *_chips(found),
         *([] if found.share is None else [f"Run `{found.record}` reaches {found.share:.1%} of it."]),
         markdown(("part", "ms", "share"), parts),
         markdown(("measured alone", "shape", "TFLOP/s: forward, gradients of input and weight"), rates),
@@ -137,14 +141,24 @@ def table(found: Roofline) -> str:
     return "\n\n".join(lines)
 
 
+def _chips(found: Roofline) -> list[str]:
+    """What each chip could do, and how many were not asked."""
+    timed, taken = found.chips
+    rates = found.tokens_per_second_by_chip
+    limits = ", ".join(f"{rate:,.0f} on chip {index}" for index, rate in enumerate(rates))
+    told = [] if timed == 1 else [f"That is the slowest of {timed} chips, timed at once: {limits}."]
+    if timed < taken:
+        told.append(f"Timed on {timed} of the run's {taken} chips, as many as are visible; others may be slower.")
+    return told
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and keep it as JSON; 0 unless the plan or the device cannot be."""
     given = _options().parse_args(arguments)
     try:
         plan, record = _planned(given)
         parts = step_parts(plan, None if record is None else record.throughput)
-        chip, device = _chip(plan, given.seconds)
-        found = compose(plan, parts, chip, device, record)
+        found = compose(plan, parts, time_chips(plan, parts, given.seconds), record)
     except AccelMarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -174,20 +188,6 @@ def _planned(given: argparse.Namespace) -> tuple[Plan, Record | None]:
     chosen = selection.Selection(given.run_dir_or_case, given.config, given.run, sets=sets)
     (request,) = selection.choose(chosen, lambda message: print(message, file=sys.stderr))
     return planning.build(request), None
-
-
-def _chip(plan: Plan, seconds: float) -> tuple[ChipSpeed, str]:
-    """The plan's device, in the plan's math mode, by its vendor's plugin."""
-    import torch
-
-    from core import defaults
-    from tests.benchmarks.chip_speed import ChipSpeed
-
-    dtypes = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}
-    vendor = load_alone(plan.vendor, plan.vendor_distribution, defaults)
-    device = vendor.init_device(plan, 0)
-    dtype = dtypes.get(plan.compute_precision, torch.float32)
-    return ChipSpeed(torch.device(device.torch_device), dtype, seconds), device.name
 
 
 if __name__ == "__main__":

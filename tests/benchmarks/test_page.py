@@ -7,10 +7,9 @@ from pathlib import Path
 from core import plan as planning
 from core.selection import Selection, choose
 from schemas.record import Record
-from tests.benchmarks import page, roofline
+from tests.benchmarks import page
 from tests.benchmarks.overhead import Overhead
-from tests.benchmarks.step_parts import step_parts
-from tests.benchmarks.test_roofline import ExactChip
+from tests.benchmarks.test_roofline import limit_of, plan_of
 from tests.benchmarks.test_side_by_side import compared, result
 
 
@@ -31,7 +30,7 @@ def test_every_kind_of_result_has_its_table(tmp_path: Path) -> None:
     )  # fmt: skip
     found = {
         "side_by_side": compared(easy=(result(12_800),), ours=(result(13_440),)),
-        "roofline": roofline.compose(plan, step_parts(plan), ExactChip(), "exact", record),
+        "roofline": limit_of(plan, record=record),
         "overhead": overhead,
     }
     for kind, one in found.items():
@@ -44,6 +43,18 @@ def test_every_kind_of_result_has_its_table(tmp_path: Path) -> None:
     rate = record.throughput.tokens_per_second_per_chip
     assert f"| llama2_7b H200x1x1 tuned | {rate:,.0f} | " in text
     assert "| llama2_7b H200x1x1 tuned | 21.5 | 1.5 | / | / | / | / | 20.0 | / |" in text
+
+
+def test_a_limit_tells_on_how_many_chips_it_was_measured(tmp_path: Path) -> None:
+    folder = tmp_path / "roofline"
+    folder.mkdir()
+    four = limit_of(plan_of("llama2_7b", "H200x1x4"), 1.0, 0.97, 1.01, 0.99)
+    before = four.model_dump_json(exclude={"tokens_per_second_by_chip"})
+    for name, limit in (("four", four.model_dump_json()), ("one_as_it_was_kept_before", before)):
+        (folder / f"{name}.json").write_text(limit)
+    text = page.measured(tmp_path, [])
+    for chips in ("4 of 4", "1 of 4"):
+        assert f"| llama2_7b H200x1x4 tuned | / | {four.tokens_per_second_per_chip:,.0f} | {chips} | / |" in text
 
 
 def test_efficiency_compares_chips_that_do_the_same_work() -> None:

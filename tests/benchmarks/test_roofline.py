@@ -18,6 +18,7 @@ from core.worker import PLAN_FILE
 from schemas.plan import Plan
 from schemas.record import Parameters, Record
 from tests.benchmarks import roofline
+from tests.benchmarks.chip_times import timed
 from tests.benchmarks.step_parts import AttentionShape, Product, step_parts
 
 ROOT = Path(__file__).parents[2]
@@ -25,16 +26,27 @@ FLOPS, FP8_FLOPS, BYTES = 700e12, 1400e12, 4e12
 
 
 class ExactChip:
-    """As fast as it is said to be."""
+    """As fast as it is said to be, or at a share of that."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        self._share = share
 
     def product_s(self, product: Product) -> tuple[float, ...]:
-        return (product.flops / (FP8_FLOPS if product.fp8 else FLOPS),) * (1 + len(product.gradients))
+        rate = (FP8_FLOPS if product.fp8 else FLOPS) * self._share
+        return (product.flops / rate,) * (1 + len(product.gradients))
 
     def attention_s(self, shape: AttentionShape) -> tuple[float, str]:
-        return shape.flops / FLOPS, "exact"
+        return shape.flops / FLOPS / self._share, "exact"
 
     def bytes_per_s(self) -> float:
-        return BYTES
+        return BYTES * self._share
+
+
+def limit_of(plan: Plan, *shares: float, record: Record | None = None) -> roofline.Roofline:
+    """By exact chips of these shares; of none, by one that is as fast as it is said to be."""
+    parts = step_parts(plan, None if record is None else record.throughput)
+    chips = [timed(parts, ExactChip(share), f"exact {share}") for share in shares or (1.0,)]
+    return roofline.compose(plan, parts, chips, record)
 
 
 def record_of(case: str, run: str) -> Record:
@@ -44,8 +56,7 @@ def record_of(case: str, run: str) -> Record:
 
 def composed(record: Record) -> roofline.Roofline:
     assert record.plan is not None
-    parts = step_parts(record.plan, record.throughput)
-    return roofline.compose(record.plan, parts, ExactChip(), "exact", record)
+    return limit_of(record.plan, record=record)
 
 
 def plan_of(case: str, config: str, run: str = "tuned", **sets: object) -> Plan:
@@ -71,7 +82,7 @@ def test_products_do_the_flops_that_mfu_counts(case: str, config: str, count: in
 
 def test_a_step_is_the_sum_of_its_parts() -> None:
     plan = plan_of("llama2_7b", "H200x1x1")
-    found = roofline.compose(plan, step_parts(plan), ExactChip(), "exact")
+    found = limit_of(plan)
     assert found.step_s == pytest.approx(sum(found.seconds.values()))
     assert found.tokens_per_second_per_chip == pytest.approx(12_288 / found.step_s)
     assert found.seconds["optimizer"] == pytest.approx(16 * 6_738_415_616 / BYTES)
@@ -88,7 +99,7 @@ def test_fp32_state_that_is_sharded_is_updated_by_all_chips() -> None:
 def test_recomputation_and_the_split_into_micro_batches_hardly_move_the_limit() -> None:
     one = plan_of("baichuan2_13b", "H200x1x1", "published")
     limits = [
-        roofline.compose(plan, step_parts(plan), ExactChip(), "exact").tokens_per_second_per_chip
+        limit_of(plan).tokens_per_second_per_chip
         for plan in (one, plan_of("baichuan2_13b", "H200x1x1", "tuned"))  # 8 micro-batches and 4
     ]
     assert limits[0] == pytest.approx(limits[1], rel=0.02)
@@ -163,7 +174,7 @@ def test_a_run_of_images_has_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert record.plan is not None
     (tmp_path / PLAN_FILE).write_text(record.plan.model_dump_json())
     (tmp_path / RECORD_FILE).write_text(record.model_dump_json())
-    monkeypatch.setattr(roofline, "_chip", lambda *_: (ExactChip(), "exact"))
+    monkeypatch.setattr(roofline, "time_chips", lambda _, parts, seconds: [timed(parts, ExactChip(), "exact")])
     assert roofline.main([str(tmp_path), "--out", str(tmp_path)]) == 0
     (file,) = tmp_path.glob("llava*.json")
     found = roofline.Roofline.model_validate_json(file.read_bytes())
