@@ -19,7 +19,7 @@ LOSS_CHUNK_TOKENS = 4096
 def peak_allocated_gib(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:
     """GiB on one rank; chunked loss, compiled blocks and fused attention are assumed."""
     tokens = hp.local_batch_size * hp.sequence_length
-    number = _number_bytes(hp, model, data_parallel)
+    number = number_bytes(hp, model, data_parallel)
     gathered = _gathered_parameters(hp, model, data_parallel, hp.gathered_layers) * weight_bytes(hp)
     # Layers that stayed gathered are given back one by one.
     gathered_last = _gathered_parameters(hp, model, data_parallel, 0) * weight_bytes(hp)
@@ -40,26 +40,31 @@ def weight_bytes(hp: HyperParameters) -> int:
     return 2 if hp.precision in ("bf16", "fp16", "fp8") else 4
 
 
-def _number_bytes(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:
+def computed_bytes(hp: HyperParameters) -> int:
+    """Of a number that a block computes."""
+    return 4 if hp.precision in ("fp32", "tf32") else 2
+
+
+def number_bytes(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:
     """A number for each of this rank's parameters: it keeps weight, gradient and two moments."""
     shards = data_parallel if hp.zero_stage > 0 else 1
     return (2 if hp.optimizer_state == "bf16_stochastic" else 4) * count_parameters(model) / shards
 
 
-def _is_sharded(hp: HyperParameters, data_parallel: int) -> bool:
+def is_sharded(hp: HyperParameters, data_parallel: int) -> bool:
     """As the engine: FSDP2 also keeps main weights that there is nobody to share with."""
     return keeps_main_weights(hp) or (hp.zero_stage > 0 and data_parallel > 1)
 
 
 def _is_replicated(hp: HyperParameters, data_parallel: int) -> bool:
     """By DDP, whose buckets hold the gradients from one step to the next."""
-    return data_parallel > 1 and not _is_sharded(hp, data_parallel)
+    return data_parallel > 1 and not is_sharded(hp, data_parallel)
 
 
 def _gathered_parameters(hp: HyperParameters, model: DecoderSpec, data_parallel: int, staying: int) -> float:
     """Whole weights beside the shards: all of them, or in stage 3 those of embedding, head, the layers that are
     staying gathered and two more."""
-    if not _is_sharded(hp, data_parallel):
+    if not is_sharded(hp, data_parallel):
         return 0.0
     everything = count_parameters(model)
     if hp.zero_stage < 3:
@@ -71,7 +76,7 @@ def _gathered_parameters(hp: HyperParameters, model: DecoderSpec, data_parallel:
 
 def _reduced_bytes(hp: HyperParameters, model: DecoderSpec, data_parallel: int) -> float:
     """Whole gradients of the embedding on their way to be reduced in fp32."""
-    if not _is_sharded(hp, data_parallel):
+    if not is_sharded(hp, data_parallel):
         return 0.0
     return (weight_bytes(hp) + 4.0) * model.vocab_size * model.hidden_size
 
@@ -85,7 +90,7 @@ def _activation_bytes(hp: HyperParameters, model: DecoderSpec) -> float:
     rather than the sum, and where products in 8 bits round them anew.
     """
     hidden, kv_size = model.hidden_size, model.num_kv_heads * model.head_size
-    width, statistics = _computed_bytes(hp), 2 * 4 * model.num_heads
+    width, statistics = computed_bytes(hp), 2 * 4 * model.num_heads
     rest = width * (3 * hidden + 2 * kv_size + 2 * model.intermediate_size) + statistics
     if hp.precision != "fp8" and hp.activation_checkpointing != "selective":
         rest += width * (hidden + model.intermediate_size)
@@ -95,11 +100,7 @@ def _activation_bytes(hp: HyperParameters, model: DecoderSpec) -> float:
 
 def _head_bytes(hp: HyperParameters, model: DecoderSpec, tokens: int) -> float:
     """The head's weight, its gradient in fp32, one chunk of logits, and the last states with their gradient."""
-    width = _computed_bytes(hp)
+    width = computed_bytes(hp)
     weight = model.vocab_size * model.hidden_size
     logits = width * min(tokens, LOSS_CHUNK_TOKENS) * model.vocab_size
     return (2 * width + 4) * weight + logits + 3 * width * tokens * model.hidden_size
-
-
-def _computed_bytes(hp: HyperParameters) -> int:
-    return 4 if hp.precision in ("fp32", "tf32") else 2

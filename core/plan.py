@@ -162,14 +162,14 @@ def _tuned(request: Request) -> dict[str, OverrideValue]:
     tuning.require(_engine(request)[0], text_alone=case.vision is None and case.lora is None)
     chip = vendor.chip(config.topology.chip)
     topology = _topology(request.config, chip, request.world)
-    written = {**request.run.fix_hp, **request.sets}
 
     def planned(settings: Mapping[str, OverrideValue]) -> tuple[HyperParameters, DecoderSpec]:
         layers, _ = _layers(request, tuned=settings)
         return layers.section("", HyperParameters), layers.section("model.", DecoderSpec)
 
-    untuned, _ = planned({})
-    given = {key: getattr(untuned, key, value) for key, value in written.items()}  # a command line's are text
+    untuned, _ = _layers(request, tuned={})
+    untuned.settings()  # what a command line gives as text becomes a value
+    given = {key: plain(untuned.values[key]) for key in (*request.run.fix_hp, *request.sets)}
 
     def choose(wanted: Mapping[str, OverrideValue]) -> tuning.Settings:
         return tuning.choose(*planned(wanted), chip, topology.world_size, {**wanted, **given})

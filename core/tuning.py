@@ -19,7 +19,15 @@ from core import metrics
 from core.engines.catalog import engine_spec
 from core.errors import UsageError
 from core.layout import count_embeddings, count_parameters
-from core.memory_estimate import GIB, keeps_main_weights, peak_allocated_gib, weight_bytes
+from core.memory_estimate import (
+    GIB,
+    computed_bytes,
+    is_sharded,
+    keeps_main_weights,
+    number_bytes,
+    peak_allocated_gib,
+    weight_bytes,
+)
 from schemas.chip import ChipSpec
 from schemas.hyperparameters import HyperParameters, OverrideValue
 from schemas.model import DecoderSpec
@@ -113,6 +121,8 @@ def _splits(hp: HyperParameters, world_size: int) -> Iterator[Settings]:
     """Every way to split a rank's sequences of one step over micro-batches, with every ZeRO stage."""
     sequences = hp.local_batch_size * hp.gradient_accumulation_steps
     stages = engine_spec("torch").zero_stages if world_size > 1 else (0,)
+    if hp.collectives == "peer_copies":  # of shards, which stage 0 has none of
+        stages = tuple(stage for stage in stages if stage > 0)
     kinds = ("none", "selective", "full")
     for checkpointing, stage, local in product(kinds, stages, range(1, sequences + 1)):
         if sequences % local == 0:
@@ -162,24 +172,24 @@ def _moved_again_bytes(hp: HyperParameters, model: DecoderSpec) -> float:
     numbers = 5 * model.hidden_size + model.intermediate_size
     if model.position == "rope":
         numbers += 2 * (model.num_heads + model.num_kv_heads) * model.head_size
-    return model.num_layers * numbers * weight_bytes(hp)
+    return model.num_layers * numbers * computed_bytes(hp)
 
 
 def _copying_s(hp: HyperParameters, model: DecoderSpec, world_size: int) -> float:
     """What a step does with weights and gradients that its products do not need.
 
-    Gradients of each further micro-batch are read, added to a sum, and written; shards of them in fp32. FSDP2 also
-    copies, in line with the products, weights out of the buffer in which they are gathered, and gradients into the
-    one from which they are reduced, which stage 2 among peers does without.
+    Gradients of each further micro-batch are read, added to a sum, and written, as far as they are this rank's.
+    FSDP2 also copies, in line with the products, weights out of the buffer in which they are gathered, and
+    gradients into the one from which they are reduced, those of replicas once. Stage 2 of main weights among peers
+    does without.
     """
-    width, micro_batches = weight_bytes(hp), hp.gradient_accumulation_steps
-    if world_size == 1 or hp.zero_stage == 0:
-        moved = 3.0 * width * (micro_batches - 1)
-    else:
-        moved = 3.0 * 4 * (micro_batches - 1) / world_size
-        if hp.zero_stage == 3 or hp.collectives != "peer_copies":
-            moved += 2 * width * (_gathered_times(hp, model) + micro_batches)
-    return count_parameters(model) * moved / (MOVED_GB_PER_S * 1e9)
+    micro_batches = hp.gradient_accumulation_steps
+    moved = 3 * number_bytes(hp, model, world_size) * (micro_batches - 1)
+    among_peers = hp.zero_stage == 2 and hp.collectives == "peer_copies" and keeps_main_weights(hp)
+    if is_sharded(hp, world_size) and not among_peers:
+        times = _gathered_times(hp, model) + (micro_batches if hp.zero_stage > 0 else 1)
+        moved += 2 * weight_bytes(hp) * count_parameters(model) * times
+    return moved / (MOVED_GB_PER_S * 1e9)
 
 
 def _sending_s(hp: HyperParameters, model: DecoderSpec, world_size: int) -> float:

@@ -19,7 +19,9 @@ from schemas.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 RECORDS = sorted(
-    file for case in ("llama2_7b", "baichuan2_13b") for file in ROOT.glob(f"cases/{case}/records/*H200*-tuned*")
+    file
+    for case in ("llama2_7b", "llama2_70b", "baichuan2_13b")
+    for file in ROOT.glob(f"cases/{case}/records/*H200*-tuned*")
 )
 SPLIT = ("activation_checkpointing", "zero_stage", "local_batch_size", "gradient_accumulation_steps")
 
@@ -120,6 +122,26 @@ def test_stage_2_among_peers_spares_the_copies_of_fsdp2() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "split"),
+    [
+        ({}, ("none", 2, 4, 2)),
+        # Without main weights peers take the place of FSDP2's collectives alone.
+        ({"optimizer_state": "bf16_stochastic"}, ("selective", 3, 8, 1)),
+    ],
+)
+def test_only_main_weights_do_without_fsdp2_among_peers(
+    settings: Overrides, split: tuple[OverrideValue, ...]
+) -> None:
+    chosen = choose("baichuan2_13b", 8, chip(120, tflops=989), collectives="peer_copies", **settings)
+    assert tuple(chosen[key] for key in SPLIT) == split
+
+
+def test_replicas_of_main_weights_are_fsdp2s_and_sum_in_fp32() -> None:
+    chosen = choose("llama2_7b", 2, gradient_accumulation_steps=16)
+    assert tuple(chosen[key] for key in SPLIT) == ("none", 2, 4, 12)
+
+
+@pytest.mark.parametrize(
     ("ranks", "tflops", "split"),
     [
         (2, 989, ("full", 3, 8, 1)),  # measured: 5,689 against 4,709 token/p/s, by copies between peers
@@ -173,14 +195,16 @@ def test_the_reference_chip_compiles_nothing() -> None:
 # --- in a plan -------------------------------------------------------------------------------------------------
 
 
-def acme(answer: Overrides | None) -> Vendor:
+def acme(answer: Overrides | None, told: Overrides | None = None) -> Vendor:
     module = ModuleType("accelmark_acme")
     module.ACCELMARK_HOOK_API = HOOK_API_VERSION  # type: ignore[attr-defined]
     module.chips = hookimpl(lambda: [chip()])  # type: ignore[attr-defined]
     module.chips.__name__ = "chips"
 
     @hookimpl
-    def tune() -> Overrides | None:
+    def tune(chosen: Overrides) -> Overrides | None:
+        if told is not None:
+            told.update(chosen)
         return answer
 
     module.tune = tune  # type: ignore[attr-defined]
@@ -211,6 +235,21 @@ def test_a_command_line_is_reckoned_with_as_a_config_is() -> None:
     assert made[0].hyper_parameters == made[1].hyper_parameters
     assert made[1].hyper_parameters.local_batch_size == 3
     assert made[1].hyper_parameters.activation_checkpointing == "none"
+
+
+def test_there_is_a_stage_whose_shards_copies_can_move() -> None:
+    # The fastest of bf16 state are replicas, which a plan refuses beside copies.
+    for sets in ({}, {"collectives": "peer_copies"}):
+        run = Run(id="tuned", tuned=True, fix_hp={"precision": "bf16", "optimizer_state": "bf16_stochastic"})
+        hp = planned(acme(None), run, sets=sets).hyper_parameters
+        assert hp.zero_stage == (2 if sets else 0)
+
+
+def test_a_vendor_is_told_values_of_what_a_command_line_sets() -> None:
+    told: Overrides = {}
+    sets: Overrides = {"zero_stage": "3", "model.num_layers": "8", "compile": "no"}
+    planned(acme(None, told), Run(id="tuned", tuned=True), sets=sets)
+    assert (told["zero_stage"], told["model.num_layers"], told["compile"]) == (3, 8, False)
 
 
 def test_what_the_vendor_wants_is_reckoned_with() -> None:
