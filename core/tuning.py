@@ -180,12 +180,12 @@ def _copying_s(hp: HyperParameters, model: DecoderSpec, world_size: int) -> floa
 
     Gradients of each further micro-batch are read, added to a sum, and written, as far as they are this rank's.
     FSDP2 also copies, in line with the products, weights out of the buffer in which they are gathered, and
-    gradients into the one from which they are reduced, those of replicas once. Stage 2 of main weights among peers
-    does without.
+    gradients into the one from which they are reduced, those of replicas once. Stage 2 among peers does without,
+    of weights in 16 bits.
     """
     micro_batches = hp.gradient_accumulation_steps
     moved = 3 * number_bytes(hp, model, world_size) * (micro_batches - 1)
-    among_peers = hp.zero_stage == 2 and hp.collectives == "peer_copies" and keeps_main_weights(hp)
+    among_peers = hp.zero_stage == 2 and hp.collectives == "peer_copies" and weight_bytes(hp) == 2
     if is_sharded(hp, world_size) and not among_peers:
         times = _gathered_times(hp, model) + (micro_batches if hp.zero_stage > 0 else 1)
         moved += 2 * weight_bytes(hp) * count_parameters(model) * times

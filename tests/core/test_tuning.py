@@ -121,19 +121,17 @@ def test_stage_2_among_peers_spares_the_copies_of_fsdp2() -> None:
     assert (chosen["zero_stage"], chosen["local_batch_size"]) == (2, 2)
 
 
-@pytest.mark.parametrize(
-    ("settings", "split"),
-    [
-        ({}, ("none", 2, 4, 2)),
-        # Without main weights peers take the place of FSDP2's collectives alone.
-        ({"optimizer_state": "bf16_stochastic"}, ("selective", 3, 8, 1)),
-    ],
-)
-def test_only_main_weights_do_without_fsdp2_among_peers(
-    settings: Overrides, split: tuple[OverrideValue, ...]
-) -> None:
-    chosen = choose("baichuan2_13b", 8, chip(120, tflops=989), collectives="peer_copies", **settings)
-    assert tuple(chosen[key] for key in SPLIT) == split
+def test_only_weights_in_16_bits_do_without_fsdp2_among_peers() -> None:
+    settings: Overrides = {"collectives": "peer_copies", "gradient_accumulation_steps": 4}
+    chosen = choose("baichuan2_13b", 8, chip(tflops=989), precision="fp32", **settings)
+    # At stage 2 there is room for two sequences, and no more is sent; but gradients would be copied twice.
+    assert tuple(chosen[key] for key in SPLIT) == ("selective", 3, 4, 1)
+
+
+def test_blocks_of_amp_move_16_bits_again() -> None:
+    settings: Overrides = {"collectives": "peer_copies", "gradient_accumulation_steps": 4}
+    chosen = choose("llama2_7b", 2, chip(tflops=989), precision="amp", **settings)
+    assert tuple(chosen[key] for key in SPLIT) == ("selective", 2, 4, 3)
 
 
 def test_replicas_of_main_weights_are_fsdp2s_and_sum_in_fp32() -> None:
