@@ -1,4 +1,4 @@
-"""Two H200 of one node: the published recipe under DeepSpeed, and FSDP2 with fused ALiBi attention.
+"""Two H200 of one node: the published recipe under DeepSpeed, and ours with fused ALiBi attention.
 
 The published recipe (ZeRO-1) takes 129 of the 140 GiB of a chip before activations: 4 bytes a parameter for
 weights and gradients in bf16, and half of the optimizer's 12.

@@ -2,7 +2,7 @@
 
 A parameter takes 18 bytes (bf16 with its fp32 main weight, moments and gradient), a layer 856 million parameters,
 and its activations at 4096 tokens about 1.2 GB, which a pipeline's first rank holds for each of its micro-batches.
-``tuned`` has as many as leave room for two sequences at a time with all 16-bit weights on each rank.
+``tuned`` has few enough to leave room for two sequences at a time beside all 16-bit weights on each rank.
 ``align_reference`` is the curve that ``align`` is held against: 1.3 billion parameters of the same architecture.
 """
 

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="sets",
-        help="change a setting of those that --dry-run lists: to say where data and weights lie, or to try things "
-        "out (the record is then not official); repeatable",
+        help="change a setting of those that --dry-run lists: to say where data and weights lie or how long to "
+        "measure, or to try things out (the record is then not official); repeatable",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (default: runs)"
