@@ -148,22 +148,22 @@ def _gathered_layers(hp: HyperParameters, model: DecoderSpec, world_size: int, r
 
 
 def _recomputing_s(hp: HyperParameters, model: DecoderSpec, chip: ChipSpec) -> float:
-    """What checkpointing adds to a step; ``full`` on a chip of unknown speed more than any sending does.
+    """What checkpointing adds to a step; of products, on a chip of unknown speed, more than any sending does.
 
     Under fp8 that is too little: attention, and rounding to 8 bits, take what they do in bf16.
     """
-    tokens = hp.local_batch_size * hp.gradient_accumulation_steps * hp.sequence_length
     if hp.activation_checkpointing == "none":
         return 0.0
-    if hp.activation_checkpointing == "selective":
-        return tokens * _moved_again_bytes(hp, model) / (MOVED_GB_PER_S * 1e9)
-    peak_tflops = chip.peak(metrics.compute_precision(hp)).tflops
-    if peak_tflops is None:
-        return UNKNOWN_S
+    tokens = hp.local_batch_size * hp.gradient_accumulation_steps * hp.sequence_length
+    moving_s = tokens * _moved_again_bytes(hp, model) / (MOVED_GB_PER_S * 1e9)
     parameters = count_parameters(model)
     counted = Parameters(total=parameters, trainable=parameters, embedding=count_embeddings(model))
     work = metrics.Work(model, counted, hp.sequence_length, hp.activation_checkpointing, hp.attention)
-    return tokens * metrics.recomputed_per_token(work) / (ATTAINED * peak_tflops * 1e12)
+    flops = tokens * metrics.recomputed_per_token(work)
+    if flops == 0:
+        return moving_s
+    peak_tflops = chip.peak(metrics.compute_precision(hp)).tflops
+    return UNKNOWN_S if peak_tflops is None else moving_s + flops / (ATTAINED * peak_tflops * 1e12)
 
 
 def _moved_again_bytes(hp: HyperParameters, model: DecoderSpec) -> float:
