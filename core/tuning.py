@@ -89,7 +89,7 @@ def _fitting(
     """Checkpointing, ZeRO stage, LBS and GAS."""
     room_gib = _room_gib(chip, world_size)
     fitting = []
-    for changes in _splits(hp, world_size):
+    for changes in _splits(hp, world_size, given):
         candidate = hp.model_copy(update=changes)
         contradicts = any(given.get(key, value) != value for key, value in changes.items())
         if contradicts or peak_allocated_gib(candidate, model, world_size) > room_gib:
@@ -117,10 +117,11 @@ def _room_gib(chip: ChipSpec, world_size: int) -> float:
     return FILLED * (chip.memory_gb - RUNTIME_GIB - (COLLECTIVES_GIB if world_size > 1 else 0.0))
 
 
-def _splits(hp: HyperParameters, world_size: int) -> Iterator[Settings]:
-    """Every way to split a rank's sequences of one step over micro-batches, with every ZeRO stage."""
+def _splits(hp: HyperParameters, world_size: int, given: Mapping[str, OverrideValue]) -> Iterator[Settings]:
+    """Every way to split a rank's sequences of one step over micro-batches, with every ZeRO stage that helps."""
     sequences = hp.local_batch_size * hp.gradient_accumulation_steps
-    stages = engine_spec("torch").zero_stages if world_size > 1 else (0,)
+    alone = (hp.zero_stage if "zero_stage" in given else 0,)
+    stages = engine_spec("torch").zero_stages if world_size > 1 else alone
     if hp.collectives == "peer_copies":  # of shards, which stage 0 has none of
         stages = tuple(stage for stage in stages if stage > 0)
     kinds = ("none", "selective", "full")

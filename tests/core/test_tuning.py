@@ -199,6 +199,11 @@ def test_what_is_given_is_left_out_and_reckoned_with() -> None:
     assert (chosen["local_batch_size"], chosen["gradient_accumulation_steps"]) == (4, 2)
 
 
+def test_a_stage_that_is_given_to_one_rank_is_reckoned_with() -> None:
+    chosen = choose("llama2_7b", 1, given={"zero_stage": 3}, optimizer_state="bf16_stochastic")
+    assert (chosen["activation_checkpointing"], chosen["local_batch_size"]) == ("none", 3)
+
+
 def test_the_reference_chip_compiles_nothing() -> None:
     assert choose("llama2_7b", 1, chip(None, reference=True))["compile"] is False
     assert choose("llama2_7b", 1)["compile"] is True
@@ -317,6 +322,7 @@ def test_what_is_set_decides_which_kernel_takes_it(sets: Overrides, attention: s
     [
         ("H200x1x4", {}, "peer_copies"),
         ("H200x1x1", {}, "library"),
+        ("H200x1x1", {"zero_stage": "3"}, "library"),
         ("H200x2x4", {}, "library"),
         ("H200x1x4", {"optimizer_state": "bf16_stochastic"}, "library"),  # replicas
         ("H200x1x4", {"collectives": "library"}, "library"),
