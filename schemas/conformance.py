@@ -11,7 +11,8 @@ from typing_extensions import Self
 from schemas.base import SCHEMA_VERSION, Name, Schema
 
 Verdict = Literal["passed", "failed", "not declared", "not run"]
-"""``not declared``: the plugin leaves the hook out, or says that its device does not run the engine."""
+"""``not declared``: the plugin leaves the hook out, says that its device does not run the engine,
+or does not let tuned runs compile."""
 
 
 class CheckResult(Schema):

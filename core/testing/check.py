@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from schemas.chip import Device
     from schemas.plan import Plan
 
-Place = Literal["launcher", "fp32", "tf32", "amp", "ranks", "run"]
+Place = Literal["launcher", "fp32", "tf32", "amp", "tuned", "ranks", "run"]
 """``launcher``: a process without torch. ``fp32``, ``tf32``, ``amp``: one worker with a plan of that precision.
-``ranks``: two workers. ``run``: whole runs, launched as a user's are."""
+``tuned``: one with that of a tuned run, where such runs compile. ``ranks``: two workers. ``run``: whole runs,
+launched as a user's are."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,13 @@ class DeviceScene:
             if precision == "fp32":
                 raise
             raise NotRunError(f"init_device refuses {precision}: {error.what}") from error
+
+    def prepare(self, plan: Plan) -> None:
+        """Call ``prepare_engine`` for another plan on the device; NotRunError where it refuses that."""
+        try:
+            self.vendor.prepare_engine(plan, self.device)
+        except DeviceError as error:
+            raise NotRunError(f"prepare_engine refuses this: {error.what}") from error
 
     @property
     def torch_device(self) -> torch.device:

@@ -31,6 +31,7 @@ WAY_ERROR = 0.02
 
 def state_goes_on(scene: DeviceScene) -> str:
     """A new engine that loads what one has saved takes the weights where the one goes that never stopped."""
+    scene.prepare(scene.plan)
     with _alone(scene), tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "saved"
         engine = _engine(scene, scene.plan)

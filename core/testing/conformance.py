@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.plugins import Vendor
 from core.testing.catalog import CHECKS
@@ -16,7 +16,7 @@ from core.testing.check import Check, Place
 from core.testing.processes import run_checks
 from core.testing.run_checks import Runs
 from core.testing.session import FACTS_FILE, Outcome, Session, attempt, blocker
-from core.testing.small import small_plan
+from core.testing.small import small_plan, tuned_plan
 from schemas.conformance import CheckResult, ConformanceReport, Verdict
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class Conformance:
     def report(self) -> ConformanceReport:
         """All results, and what they were found on."""
         results = tuple(self.results())
-        facts_file = self.folder / FACTS_FILE
-        facts = json.loads(facts_file.read_text(encoding="utf-8")) if facts_file.exists() else {}
+        facts = self._facts()
         return ConformanceReport(
             vendor=self.vendor.name,
             distribution=self.vendor.distribution,
@@ -69,6 +68,12 @@ class Conformance:
             duration_s=time.time() - self._started,
             results=results,
         )
+
+    def _facts(self) -> dict[str, Any]:
+        """What workers have told of the device so far."""
+        file = self.folder / FACTS_FILE
+        facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return facts
 
     def _run(self, place: Place, checks: Sequence[Check]) -> None:
         """Run what can be run of ``checks``, and say of the rest why not."""
@@ -119,6 +124,8 @@ class Conformance:
             self._runs = Runs(self.vendor, self._here.chip, ranks, self.folder)
         if place == "ranks" and self._runs.ranks < RANKS:
             return f"needs {RANKS} chips, this machine holds {self._runs.ranks}"
+        if place == "tuned" and self._facts().get("emulated"):
+            return "an emulated device says nothing of compiled runs"
         return None
 
     def _outcomes(self, place: Place, checks: Sequence[Check]) -> dict[str, Outcome]:
@@ -129,8 +136,14 @@ class Conformance:
         if place == "run":
             return {check.id: attempt(check, self._runs) for check in checks}
         ranks = RANKS if place == "ranks" else 1
-        precision = "fp32" if place == "ranks" else place
-        plan = small_plan(vendor, self._runs.chip, ranks, settings={"precision": precision})
+        if place == "tuned":
+            plan = tuned_plan(vendor, self._runs.chip)
+            if not plan.hyper_parameters.compile:
+                reason = f"tuned runs on {plan.chip.name} do not compile"
+                return {c.id: Outcome(check=c.id, verdict="not declared", reason=reason) for c in checks}
+        else:
+            precision = "fp32" if place == "ranks" else place
+            plan = small_plan(vendor, self._runs.chip, ranks, settings={"precision": precision})
         return run_checks(_session(vendor, checks, plan, ranks), self.folder)
 
     def _keep(self, check: Check, outcome: Outcome) -> None:

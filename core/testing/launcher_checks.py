@@ -8,7 +8,6 @@ import re
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 
 from core import cases, plan
 from core.cases import Config
@@ -16,7 +15,7 @@ from core.errors import UsageError
 from core.plugins import Vendor
 from core.testing.case import CASE
 from core.testing.check import FailedError
-from core.testing.small import small_plan, small_request
+from core.testing.small import POSITIONS, small_plan, small_request, tuned
 from schemas.chip import ChipSpec
 from schemas.units import Topology
 
@@ -105,17 +104,17 @@ def configs_can_be_planned(vendor: Vendor) -> str:
 def tuned_runs_can_be_planned(vendor: Vendor) -> str:
     """A tuned run on one and on four of each chip, of both kinds of positions; its steps compute what they did."""
     planned = 0
-    for chip, ranks, position in itertools.product(vendor.chips, (1, 4), ("rope", "alibi")):
+    for chip, ranks, position in itertools.product(vendor.chips, (1, 4), POSITIONS):
         settings = {"precision": "bf16", "model.position": position}
         request = small_request(vendor, chip.name, ranks, settings=settings)
         plain = plan.build(request)
         try:
-            tuned = plan.build(replace(request, run=request.run.model_copy(update={"tuned": True})))
+            fast = plan.build(tuned(request))
         except UsageError as error:
             raise FailedError(f"a tuned run on {ranks} × {chip.name} cannot be planned: {error.what}") from error
         for what in ("tokens_per_step", "compute_precision"):
-            _stays(what, getattr(plain, what), getattr(tuned, what))
-        _stays("optimizer_state", plain.hyper_parameters.optimizer_state, tuned.hyper_parameters.optimizer_state)
+            _stays(what, getattr(plain, what), getattr(fast, what))
+        _stays("optimizer_state", plain.hyper_parameters.optimizer_state, fast.hyper_parameters.optimizer_state)
         planned += 1
     return f"{planned} runs"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from core import plan, plugins
@@ -17,6 +18,8 @@ from schemas.units import Topology
 FOLDER = Path(__file__).parent / "case"
 GLOBAL_BATCH = 8
 """Sequences a step, however many ranks share them: what makes losses comparable."""
+POSITIONS = ("rope", "alibi")
+"""Kinds of positions, on which it depends what attends."""
 
 
 def small_plan(
@@ -44,6 +47,17 @@ def small_request(
     # Not resolved as workers do: that asks every vendor, and here one alone is judged.
     loaded = LoadedCase(CASE, str(FOLDER), FOLDER, (own,), {})
     return plan.Request(loaded, own, run, vendor)
+
+
+def tuned(request: plan.Request) -> plan.Request:
+    """The same as a tuned run."""
+    return replace(request, run=request.run.model_copy(update={"tuned": True}))
+
+
+def tuned_plan(vendor: Vendor, chip: str, position: str = POSITIONS[0]) -> Plan:
+    """The small case's plan on one chip, as a tuned run in bf16."""
+    settings: dict[str, OverrideValue] = {"precision": "bf16", "model.position": position}
+    return plan.build(tuned(small_request(vendor, chip, settings=settings)))
 
 
 def reference_chip() -> tuple[Vendor, str] | None:

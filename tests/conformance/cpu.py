@@ -10,6 +10,9 @@ LEFT_OUT = {
     "hardware_configs.plannable",
     "tune.plannable",
     "optimizer_wrap.keeps_recipe",
+    "build_model.tuned",
+    "optimizer_wrap.tuned",
+    "optimizer_wrap.tuned_checkpoint",
     "collect_telemetry.sane",
 }
 CANNOT_BE_SHOWN = {"init_device.refuses_missing", "chips.peaks_reached"}

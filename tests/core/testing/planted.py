@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SOUND = """
@@ -31,8 +31,6 @@ class Fault:
     caught_by: str
     says: str
     source: str
-    on_device: bool = True
-    """Whether a worker has to look for it."""
     own_process: bool = False
     """Whether it would harm the process that looks for it."""
 
@@ -91,6 +89,17 @@ def optimizer_wrap(optimizer):
         return step(*given) if len(calls) % 2 == 0 else None
 
     optimizer.step = every_second
+    return optimizer
+""",
+    ),
+    Fault(
+        "weights_become_nan",
+        "optimizer_wrap.keeps_recipe",
+        "after step 1 the weights are off by nan%",
+        """
+@hookimpl
+def optimizer_wrap(optimizer, model):
+    optimizer.step = lambda: [parameter.data.fill_(float("nan")) for parameter in model.parameters()]
     return optimizer
 """,
     ),
@@ -177,14 +186,12 @@ def describe_environment():
         "chips.dense_peaks",
         "bf16 1979 is 4 times tf32 495",
         'PEAKS = {"fp32": 67, "tf32": 495, "bf16": 1979}',
-        on_device=False,
     ),
     Fault(
         "sparse_by_its_source",
         "chips.dense_peaks",
         "speaks of sparsity",
         'PEAKS = {"bf16": 1979}\nSOURCE = "datasheet, with sparsity"',
-        on_device=False,
     ),
     Fault(
         "unstable_environment",
@@ -199,7 +206,6 @@ def launch_env():
     asked.append(1)
     return {"PORT": str(len(asked))}
 """,
-        on_device=False,
     ),
     Fault(
         "unknown_chip",
@@ -212,7 +218,6 @@ def probe():
 
     return [ProbeResult(chip="X9", device_name="a CPU", count=1)]
 """,
-        on_device=False,
     ),
     Fault(
         "config_that_cannot_be",
@@ -228,7 +233,6 @@ def hardware_configs(case):
         where = {"vendor": __name__, "topology": "CPUx1x3", "engine": "megatron"}
         return [HardwareConfig(**where, defaults=defaults, runs=[Run(id="base")])]
 """,
-        on_device=False,
     ),
     Fault(
         "less_work_for_speed",
@@ -239,15 +243,79 @@ def hardware_configs(case):
 def tune(chosen):
     return {"local_batch_size": 1}
 """,
-        on_device=False,
     ),
     Fault(
         "torch_on_the_launcher",
         "launcher.no_torch",
         "imports torch on the launcher's side",
         "import sys, types\nsys.modules.setdefault('torch', types.ModuleType('torch'))",
-        on_device=False,
         own_process=True,
+    ),
+)
+
+
+COMPILES = """
+@hookimpl
+def tune():
+    return {"compile": True, "attention": "vendor"}
+
+
+@hookimpl(wrapper=True)
+def build_model(plan):
+    import torch
+
+    model = yield
+    if plan.hyper_parameters.attention == "vendor":
+        model.use_attention(attend, torch.ops.aten.softmax.int)
+    return model
+
+
+def attend(query, key, value, slopes):
+    import torch
+
+    place = torch.arange(query.shape[2])
+    bias = torch.where(place > place[:, None], -torch.inf, 0.0)
+    if slopes is not None:
+        bias = bias + slopes[:, None, None] * place
+    scores = (query @ key.mT).float() / query.shape[-1] ** 0.5 + bias
+    return torch.softmax(scores, -1).to(value.dtype) @ value
+
+
+@hookimpl
+def optimizer_wrap(optimizer, plan):
+    from core.optimizers import CompiledAdamW, adamw_groups
+
+    return CompiledAdamW(adamw_groups(optimizer), {}) if plan.hyper_parameters.compile else None
+"""
+"""Without a fault, behind ``SOUND``: tuned runs compile, with attention and an optimizer of the plugin's own."""
+
+ONLY_COMPILED = """
+@hookimpl
+def optimizer_wrap(optimizer, plan, broken=optimizer_wrap):
+    return broken(optimizer) if plan.hyper_parameters.compile else None
+"""
+"""Behind a fault of the optimizer: one that only compiled runs have."""
+
+
+def only_compiled(name: str, caught_by: str) -> Fault:
+    """The fault of that name, in compiled runs alone."""
+    (fault,) = (fault for fault in FAULTS if fault.name == name)
+    source = f"{COMPILES}\n{fault.source}\n{ONLY_COMPILED}"
+    return replace(fault, name=f"{name}_compiled", caught_by=caught_by, source=source)
+
+
+COMPILED_FAULTS = (
+    only_compiled("optimizer_changes_batch", "optimizer_wrap.tuned"),
+    only_compiled("forgets_its_updates", "optimizer_wrap.tuned_checkpoint"),
+    Fault(
+        "attends_without_slopes",
+        "build_model.tuned",
+        "with none checkpointing and alibi by vendor, the gradient of ",
+        f"""
+{COMPILES}
+def attend(query, key, value, slopes, right=attend):
+    return right(query, key, value, None)
+""",
     ),
 )
 

@@ -17,7 +17,7 @@ from core.testing import processes, run_checks, small
 from core.testing.check import Check, FailedError, NotRunError
 from core.testing.conformance import Conformance
 from core.testing.run_checks import Runs, largest_error
-from core.testing.session import Outcome, Session, blocker, results_file
+from core.testing.session import FACTS_FILE, Outcome, Session, blocker, results_file
 from schemas import event as ev
 from schemas.conformance import CheckResult, ConformanceReport
 
@@ -74,6 +74,26 @@ def test_two_ranks_need_two_chips(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert suite._why_no_device("fp32") is None
     assert suite._runs is not None
     assert suite._runs.ranks == 1
+
+
+TUNED = [check for check in conducting.CHECKS if check.place == "tuned"]
+
+
+def test_where_tuned_runs_do_not_compile_nothing_is_promised_of_that(tmp_path: Path) -> None:
+    suite = Conformance(plugins.select("cpu"), tmp_path)
+    assert suite._why_no_device("tuned") is None
+    outcomes = suite._outcomes("tuned", TUNED)
+    assert outcomes.keys() == {check.id for check in TUNED}
+    assert {outcome.verdict for outcome in outcomes.values()} == {"not declared"}
+    assert {outcome.reason for outcome in outcomes.values()} == {"tuned runs on CPU do not compile"}
+    assert not list(tmp_path.iterdir()), "no process was started for it"
+
+
+def test_an_emulated_device_says_nothing_of_compiled_runs(tmp_path: Path) -> None:
+    suite = Conformance(plugins.select("cpu"), tmp_path)
+    (tmp_path / FACTS_FILE).write_text('{"emulated": true}', encoding="utf-8")
+    assert suite._why_no_device("tuned") == "an emulated device says nothing of compiled runs"
+    assert suite._why_no_device("fp32") is None
 
 
 def test_a_plan_of_the_small_case_keeps_the_global_batch() -> None:

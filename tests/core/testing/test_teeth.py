@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -17,14 +18,13 @@ from core.plugins import Vendor
 from core.testing.catalog import CHECKS
 from core.testing.check import Check, DeviceScene
 from core.testing.session import Outcome, blocker, run_in_order
-from core.testing.small import small_plan
+from core.testing.small import small_plan, tuned_plan
 from schemas.conformance import ConformanceReport
 from tests.conftest import python_path
-from tests.core.testing.planted import FAULTS, SOUND, Fault, install
+from tests.core.testing.planted import COMPILED_FAULTS, COMPILES, FAULTS, SOUND, Fault, install
 
 ROOT = Path(__file__).resolve().parents[3]
 NEEDS_TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="a worker needs torch")
-HERE = [fault for fault in FAULTS if not fault.own_process]
 BY_ID = {check.id: check for check in CHECKS}
 
 
@@ -40,6 +40,12 @@ def planted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         module.switched._destroy()
 
 
+def caught_on(place: str) -> Any:
+    """Parametrises with the faults that a check of ``place`` is meant for."""
+    found = [fault for fault in (*FAULTS, *COMPILED_FAULTS) if BY_ID[fault.caught_by].place == place]
+    return pytest.mark.parametrize("fault", [f for f in found if not f.own_process], ids=lambda fault: fault.name)
+
+
 def load(module: ModuleType) -> Vendor:
     defaults = None
     if find_spec("torch") is not None:
@@ -47,10 +53,14 @@ def load(module: ModuleType) -> Vendor:
     return Vendor(module.__name__, "planted", module, defaults=defaults)
 
 
-def outcomes(place: str, vendor: Vendor) -> dict[str, Outcome]:
-    """Of all checks of a place that the plugin declares, in this process."""
+def outcomes(place: str, vendor: Vendor, hook: str | None = None) -> dict[str, Outcome]:
+    """Of all checks of a place (and a hook) that the plugin declares, in this process."""
     checks = [c for c in CHECKS if c.place == place and (vendor.implements(c.hook) or not c.if_declared)]
-    argument: Any = vendor if place == "launcher" else DeviceScene(vendor, small_plan(vendor, "CPU"), 0)
+    checks = [check for check in checks if hook in (None, check.hook)]
+    argument: Any = vendor
+    if place != "launcher":
+        plan = tuned_plan(vendor, "CPU") if place == "tuned" else small_plan(vendor, "CPU")
+        argument = DeviceScene(vendor, plan, 0)
     told: dict[str, Outcome] = {}
     run_in_order(checks, argument, lambda outcome: told.__setitem__(outcome.check, outcome))
     return told
@@ -60,7 +70,7 @@ def failed(told: dict[str, Outcome]) -> list[str]:
     return [name for name, outcome in told.items() if outcome.verdict == "failed"]
 
 
-@pytest.mark.parametrize("fault", [f for f in HERE if not f.on_device], ids=lambda fault: fault.name)
+@caught_on("launcher")
 def test_a_fault_on_the_launcher_fails_its_check_and_no_other(fault: Fault, planted: Vendor) -> None:
     told = outcomes("launcher", planted)
     torch_is_here = ["launcher.no_torch"] if "torch" in sys.modules else []  # of this process, not of the plugin
@@ -69,7 +79,7 @@ def test_a_fault_on_the_launcher_fails_its_check_and_no_other(fault: Fault, plan
 
 
 @NEEDS_TORCH
-@pytest.mark.parametrize("fault", [f for f in HERE if f.on_device], ids=lambda fault: fault.name)
+@caught_on("fp32")
 def test_a_fault_on_the_device_fails_its_check_and_no_other(
     fault: Fault, planted: Vendor, restored_math_mode: None
 ) -> None:
@@ -104,6 +114,64 @@ def restored_math_mode() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
+
+
+# --- in compiled runs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compiled blocks are traced, and run op by op as traced: kernels would take a C++ compiler a minute."""
+    import torch
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    yield
+    torch.compiler.reset()
+
+
+@NEEDS_TORCH
+@caught_on("tuned")
+@pytest.mark.usefixtures("_traced", "restored_math_mode")
+def test_a_fault_of_compiled_runs_alone_fails_its_check_and_no_other(fault: Fault, planted: Vendor) -> None:
+    meant = BY_ID[fault.caught_by]
+    assert failed(outcomes("fp32", planted, meant.hook)) == []
+    told = outcomes("tuned", planted, meant.hook)
+    assert failed(told) == [fault.caught_by]
+    assert fault.says in str(told[fault.caught_by].reason)
+
+
+@NEEDS_TORCH
+@pytest.mark.parametrize("fault", [Fault("compiles", "", "", COMPILES)], ids=lambda fault: fault.name)
+@pytest.mark.usefixtures("_traced", "restored_math_mode")
+def test_compiled_runs_without_a_fault_pass(fault: Fault, planted: Vendor) -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    told = outcomes("tuned", planted)
+    assert counters["stats"]["unique_graphs"] >= 6, "a block of each kind of positions and of checkpointing"
+    assert {name: outcome.verdict for name, outcome in told.items()} == {
+        check.id: "passed" for check in CHECKS if check.place == "tuned"
+    }
+    assert str(told["build_model.tuned"].detail).startswith("rope by vendor within ")
+    assert str(told["optimizer_wrap.tuned"].detail).startswith("CompiledAdamW, within ")
+
+
+NOT_INSTALLED = """
+@hookimpl
+def prepare_engine(plan):
+    if plan.hyper_parameters.attention == "vendor":
+        from core.errors import DeviceError
+
+        raise DeviceError("the kernels are not installed", "pip install kernels")
+"""
+
+
+@NEEDS_TORCH
+@pytest.mark.parametrize("fault", [Fault("lacks_kernels", "", "", COMPILES + NOT_INSTALLED)], ids=lambda f: f.name)
+@pytest.mark.usefixtures("_traced", "restored_math_mode")
+def test_kernels_that_are_not_installed_are_not_run(fault: Fault, planted: Vendor) -> None:
+    told = outcomes("tuned", planted, "build_model")["build_model.tuned"]
+    assert (told.verdict, told.reason) == ("not run", "prepare_engine refuses this: the kernels are not installed")
 
 
 # --- through the command, each in processes of its own ----------------------------------------------------------
