@@ -40,7 +40,7 @@ def measured(results: Path, records: Sequence[Record]) -> str:
     """All tables, each beneath its heading."""
     sections = (
         ("Side by side", ["\n\n".join(map(side_by_side, _read(results / "side_by_side", Comparison)))]),
-        ("Share of the limit", _limits(_read(results / "roofline", Roofline))),
+        ("Share of the limit", _limits(_read(results / "roofline", Roofline), records)),
         ("What the framework adds to a step", _overheads(_read(results / "overhead", Overhead))),
         ("Where the time of a step goes", _profiles(records)),
         ("From the command to the window", _starts(records)),
@@ -66,11 +66,12 @@ def _read(folder: Path, schema: type[S]) -> list[S]:
     return [schema.model_validate_json(file.read_bytes()) for file in sorted(folder.glob("*.json"))]
 
 
-def _limits(found: Iterable[Roofline]) -> list[str]:
+def _limits(found: Iterable[Roofline], records: Iterable[Record]) -> list[str]:
+    names = {record.id: _name(record) for record in records}
     head = ("run", "token/p/s", "limit", "chips timed", "share", *(f"{part}, ms" for part in get_args(Part)))
     rows = [
         (
-            f"{one.case} {one.topology} {one.run}",
+            names.get(one.record or "", f"{one.case} {one.topology} {one.run}"),
             "/" if one.share is None else f"{one.share * one.tokens_per_second_per_chip:,.0f}",
             f"{one.tokens_per_second_per_chip:,.0f}",
             "{} of {}".format(*one.chips),
