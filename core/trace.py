@@ -8,7 +8,7 @@ from typing import Final
 
 from torch.profiler import profile, record_function, supported_activities
 
-from core.trace_table import COMMUNICATION, LOSS, OPTIMIZER, read_profile
+from core.trace_table import COMMUNICATION, LEADING, LOSS, OPTIMIZER, read_profile
 from schemas.profile import Profile
 
 FOLDER: Final = "profile"
@@ -31,12 +31,18 @@ def communication_range() -> record_function:
 
 
 def trace_steps(step: Callable[[], None], steps: int, synchronize: Callable[[], None], run_dir: Path) -> Profile:
-    """Runs ``step`` ``steps`` times, keeps the trace in ``run_dir``, and says where its time went."""
+    """Runs ``step`` ``steps`` times, keeps the trace in ``run_dir``, and says where its time went.
+
+    One step more goes before them, and is not counted: it begins with a device that has nothing to do, and with
+    ranks that have yet to meet.
+    """
     file = run_dir / FOLDER / "rank00000.json.gz"
     file.parent.mkdir(exist_ok=True)
     synchronize()
     activities = supported_activities()  # type: ignore[no-untyped-call]
     with profile(activities=activities) as traced:
+        with record_function(LEADING):
+            step()
         for _ in range(steps):
             step()
         synchronize()

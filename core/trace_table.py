@@ -1,8 +1,8 @@
 """From a trace in Chrome's format to seconds by what the device did. Imports no torch.
 
-Every moment between the first and the last kernel counts once: for the kind, of those at work in that moment, that
-comes first in ``_BY_PRIORITY``, so that communication counts only where nothing else runs. Without an accelerator
-the operators take the kernels' place.
+Every moment, from the end of the leading step's last kernel to that of all, counts once: for the kind, of those
+at work in that moment, that comes first in ``_BY_PRIORITY``, so that communication counts only where nothing else
+runs. Without an accelerator the operators take the kernels' place.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any, Final, NamedTuple, get_args
 
 from schemas.profile import Profile, Share
 
+LEADING: Final = "accelmark::leading"
+"""A step that goes before those that count."""
 LOSS: Final = "accelmark::loss"
 OPTIMIZER: Final = "accelmark::optimizer"
 COMMUNICATION: Final = "accelmark::communication"
@@ -38,23 +40,36 @@ _NAMES: Final[Sequence[tuple[Share, re.Pattern[str]]]] = (
 _BY_PRIORITY: Final[Sequence[Share]] = (
     "optimizer", "loss", "attention", "matrix_products", "memory_bound", "communication",
 )  # fmt: skip
+_RANGE: Final = "user_annotation"
+"""The kind of a marked range on the host; the profiler has its own idea of what it is on the device."""
 _KERNELS: Final = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 _LAUNCHING: Final = ("_runtime", "_driver")
 """How the kinds of calls end that launch kernels: ``cuda_runtime``, ``cuda_driver``, other vendors' likewise."""
+
+
+class _Range(NamedTuple):
+    start: float
+    end: float
+    share: Share
 
 
 class _Span(NamedTuple):
     start: float
     end: float
     share: Share
+    begun: float
+    """When the host launched it."""
 
 
 def read_profile(file: Path, steps: int, name: str) -> Profile:
-    """What ``file``, a gzipped trace of ``steps`` steps, tells; ``name`` is what the profile calls it."""
+    """What ``file`` tells, a gzipped trace of ``steps`` steps behind a leading one, noted as ``name``."""
     with gzip.open(file, "rt", encoding="utf-8") as opened:
         events = [event for event in json.load(opened)["traceEvents"] if event.get("ph") == "X"]
     spans = _spans(events, _KERNELS) or _spans(events, {"cpu_op"})
-    microseconds = _add_up(spans)
+    leading = [event for event in events if event.get("cat") == _RANGE and event["name"] == LEADING]
+    led_until = max(event["ts"] + event["dur"] for event in leading)
+    start = max((span.end for span in spans if span.begun <= led_until), default=led_until)
+    microseconds = _add_up([span for span in spans if span.end > start], start)
     seconds = {share: microseconds[share] / 1e6 / steps for share in get_args(Share)}
     return Profile(steps=steps, step_time_s=sum(seconds.values()), seconds=seconds, trace=name)
 
@@ -65,11 +80,11 @@ def _spans(events: Sequence[Mapping[str, Any]], kinds: frozenset[str] | set[str]
     A kernel is begun by the call that launched it. The profiler's own ranges on the device lack kernels that a
     compiler launches by the driver's interface.
     """
-    ranges: defaultdict[Any, list[_Span]] = defaultdict(list)
+    ranges: defaultdict[Any, list[_Range]] = defaultdict(list)
     launches: dict[Any, tuple[Any, float]] = {}
     for event in events:
-        if event.get("cat") == "user_annotation" and (marked := _marked(event["name"])):
-            ranges[event["tid"]].append(_Span(event["ts"], event["ts"] + event["dur"], marked))
+        if event.get("cat") == _RANGE and (marked := _marked(event["name"])):
+            ranges[event["tid"]].append(_Range(event["ts"], event["ts"] + event["dur"], marked))
         elif str(event.get("cat")).endswith(_LAUNCHING):
             launches[event.get("args", {}).get("correlation")] = event["tid"], event["ts"]
     timelines = {thread: _Timeline(found) for thread, found in ranges.items()}
@@ -77,7 +92,8 @@ def _spans(events: Sequence[Mapping[str, Any]], kinds: frozenset[str] | set[str]
     for event in events:
         if event.get("cat") in kinds:
             thread, begun = launches.get(event.get("args", {}).get("correlation"), (event["tid"], event["ts"]))
-            spans.append(_span(event, timelines[thread].at(begun) if thread in timelines else None))
+            marked = timelines[thread].at(begun) if thread in timelines else None
+            spans.append(_Span(event["ts"], event["ts"] + event["dur"], _share(event["name"], marked), begun))
     return spans
 
 
@@ -88,10 +104,10 @@ def _marked(name: str) -> Share | None:
 class _Timeline:
     """The marked ranges of one thread, which lie within each other or side by side."""
 
-    def __init__(self, ranges: Sequence[_Span]) -> None:
+    def __init__(self, ranges: Sequence[_Range]) -> None:
         self._moments: list[float] = []
         self._innermost: list[Share | None] = []
-        entered: list[_Span] = []
+        entered: list[_Range] = []
         for span in sorted(ranges, key=lambda span: (span.start, -span.end)):
             self._leave(entered, span.start)
             entered.append(span)
@@ -103,7 +119,7 @@ class _Timeline:
         index = bisect_right(self._moments, moment) - 1
         return self._innermost[index] if index >= 0 else None
 
-    def _leave(self, entered: list[_Span], moment: float) -> None:
+    def _leave(self, entered: list[_Range], moment: float) -> None:
         while entered and entered[-1].end <= moment:
             end = entered.pop().end
             self._note(end, entered[-1].share if entered else None)
@@ -113,18 +129,17 @@ class _Timeline:
         self._innermost.append(share)
 
 
-def _span(event: Mapping[str, Any], marked: Share | None) -> _Span:
-    start, end, name = event["ts"], event["ts"] + event["dur"], event["name"]
+def _share(name: str, marked: Share | None) -> Share:
     share: Share = next((share for share, pattern in _NAMES if pattern.search(name)), "memory_bound")
-    return _Span(start, end, marked if marked and share != "communication" else share)
+    return marked if marked and share != "communication" else share
 
 
-def _add_up(spans: Sequence[_Span]) -> Mapping[Share, float]:
-    """Microseconds by share, between the first span's start and the last one's end."""
-    edges = sorted([(s.start, 1, s.share) for s in spans] + [(s.end, -1, s.share) for s in spans])
+def _add_up(spans: Sequence[_Span], start: float) -> Mapping[Share, float]:
+    """Microseconds by share, from ``start`` to the last span's end."""
+    edges = sorted([(max(s.start, start), 1, s.share) for s in spans] + [(s.end, -1, s.share) for s in spans])
     total: defaultdict[Share, float] = defaultdict(float)
     active: defaultdict[Share, float] = defaultdict(float)
-    last = edges[0][0] if edges else 0.0
+    last = start
     for moment, change, share in edges:
         total[next((busy for busy in _BY_PRIORITY if active[busy]), "host")] += moment - last
         active[share] += change

@@ -102,7 +102,7 @@ def test_traced_steps_go_on_with_the_epochs_rate(
             return super().step(batch, learning_rate)
 
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
-    sets = {"measure.warmup_steps": 1, "measure.profile_steps": 2, "zero_stage": 2}
+    sets = {"measure.warmup_steps": 1, "measure.profile_steps": 1, "zero_stage": 2}  # and a leading one
     sets |= {"learning_rate": 1.0, "schedule": "epoch", "epoch_factor": 0.5}
     log = EventLog(tmp_path, 0)
     loop = Loop(make_plan(engine="torch", sets=sets), RateEngine(3.0, 1.0), EpochOfTwoSteps(), log)

@@ -22,9 +22,24 @@ def kernel(name: str, start: float, end: float, stream: int = 7) -> dict[str, An
     return event("kernel", name, start, end, stream)
 
 
+def launched(call: dict[str, Any], kernel: dict[str, Any], number: int) -> list[dict[str, Any]]:
+    """The host's call and the kernel that it launched."""
+    return [one | {"args": {"correlation": number}} for one in (call, kernel)]
+
+
+def led(*events: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """``events`` behind a leading step, whose last kernel ends as their first one begins."""
+    kinds = {one["cat"] for one in events}
+    kind = "kernel" if kinds & {"kernel", "gpu_memcpy"} else "cpu_op"
+    first = min(one["ts"] for one in events if one["cat"] in {kind, "gpu_memcpy"}) / 1e6
+    return event("user_annotation", "accelmark::leading", -9, -8), event(kind, "before", -8.5, first), *events
+
+
 def seconds(tmp_path: Path, *events: dict[str, Any], steps: int = 1) -> dict[str, float]:
     """Seconds of a step by share, without those that are 0."""
     file = tmp_path / "trace.json.gz"
+    if not any(one["name"] == "accelmark::leading" for one in events):
+        events = led(*events)
     with gzip.open(file, "wt", encoding="utf-8") as opened:
         json.dump({"traceEvents": [{"ph": "M", "name": "process_name"}, *events]}, opened)
     profile = read_profile(file, steps, NAME)
@@ -52,6 +67,25 @@ def test_kernels_are_told_by_their_names(tmp_path: Path, name: str, share: str) 
     assert seconds(tmp_path, kernel(name, 1, 3)) == {share: 2}
 
 
+def test_steps_count_from_where_the_leading_ones_last_kernel_ends(tmp_path: Path) -> None:
+    """Whatever of theirs was launched before then, and whatever the host was late with after it."""
+    host = 100
+    found = seconds(
+        tmp_path,
+        event("user_annotation", "accelmark::leading", 0, 2, host),
+        event("gpu_user_annotation", "accelmark::leading", 3, 9),
+        *launched(event("cuda_runtime", "cudaLaunchKernel", 0.5, 0.6, host), kernel("gemm", 3, 5), 1),
+        *launched(event("cuda_runtime", "cudaLaunchKernel", 1, 1.1, host), kernel("elementwise", 5, 6), 2),
+        *launched(
+            event("cuda_runtime", "cudaMemcpyAsync", 2.1, 2.2, host),
+            event("gpu_memcpy", "Memcpy PtoP (Device -> Device)", 5, 7, 20),
+            3,
+        ),
+        *launched(event("cuda_runtime", "cudaLaunchKernel", 3, 3.1, host), kernel("gemm", 9, 12), 4),
+    )
+    assert found == {"communication": 1, "host": 2, "matrix_products": 3}
+
+
 def test_communication_counts_only_where_nothing_hides_it(tmp_path: Path) -> None:
     found = seconds(tmp_path, kernel("gemm", 0, 4), kernel("ncclAllGather", 3, 6, stream=20))
     assert found == {"matrix_products": 4, "communication": 2}
@@ -65,11 +99,6 @@ def test_gaps_between_kernels_are_the_hosts(tmp_path: Path) -> None:
 def test_two_streams_at_work_count_once(tmp_path: Path) -> None:
     found = seconds(tmp_path, kernel("gemm", 0, 4), kernel("elementwise", 1, 6, stream=8))
     assert found == {"matrix_products": 4, "memory_bound": 2}
-
-
-def launched(call: dict[str, Any], kernel: dict[str, Any], number: int) -> list[dict[str, Any]]:
-    """The host's call and the kernel that it launched."""
-    return [one | {"args": {"correlation": number}} for one in (call, kernel)]
 
 
 def test_a_marked_range_claims_the_kernels_that_were_launched_in_it(tmp_path: Path) -> None:
