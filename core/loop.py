@@ -113,7 +113,7 @@ class Loop:
             traced = trace_steps(self._untimed_step, steps, self._clock.synchronize, run_dir)
             self._log.emit(ev.ProfileEvent, profile=traced)
         else:
-            for _ in range(1 + steps):  # as there
+            for _ in range(1 + steps):  # the leading one of ``trace_steps``, too
                 self._untimed_step()
             self._clock.synchronize()
 

@@ -56,6 +56,11 @@ def is_sharded(hp: HyperParameters, data_parallel: int) -> bool:
     return keeps_main_weights(hp) or (hp.zero_stage > 0 and data_parallel > 1)
 
 
+def is_stage2_among_peers(hp: HyperParameters) -> bool:
+    """Whether shards of a whole model of text go without FSDP2: ``core.engines.peer_stage2`` moves 16 bits."""
+    return hp.zero_stage == 2 and hp.collectives == "peer_copies" and weight_bytes(hp) == 2
+
+
 def _is_replicated(hp: HyperParameters, data_parallel: int) -> bool:
     """By DDP, whose buckets hold the gradients from one step to the next."""
     return data_parallel > 1 and not is_sharded(hp, data_parallel)

@@ -23,6 +23,7 @@ from core.memory_estimate import (
     GIB,
     computed_bytes,
     is_sharded,
+    is_stage2_among_peers,
     keeps_main_weights,
     number_bytes,
     peak_allocated_gib,
@@ -186,8 +187,7 @@ def _copying_s(hp: HyperParameters, model: DecoderSpec, world_size: int) -> floa
     """
     micro_batches = hp.gradient_accumulation_steps
     moved = 3 * number_bytes(hp, model, world_size) * (micro_batches - 1)
-    among_peers = hp.zero_stage == 2 and hp.collectives == "peer_copies" and weight_bytes(hp) == 2
-    if is_sharded(hp, world_size) and not among_peers:
+    if is_sharded(hp, world_size) and not is_stage2_among_peers(hp):
         times = _gathered_times(hp, model) + (micro_batches if hp.zero_stage > 0 else 1)
         moved += 2 * weight_bytes(hp) * count_parameters(model) * times
     return moved / (MOVED_GB_PER_S * 1e9)

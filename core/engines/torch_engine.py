@@ -33,7 +33,7 @@ from core.checkpoint.tensors import read_part
 from core.data.loader import StepBatch
 from core.dtensors import as_dtensor, local_part
 from core.engines.base import BuildModel, Engine, ModelFacts, OptimizerWrap, StepResult
-from core.memory_estimate import keeps_main_weights
+from core.memory_estimate import is_stage2_among_peers, keeps_main_weights
 from core.models.adapters import released_name
 from core.models.decoder import Decoder
 from core.models.initialise import count_parameters, place_dtensor, place_plain
@@ -206,10 +206,9 @@ class TorchEngine(Engine):
         return init_device_mesh(self.device.type, (dist.get_world_size(),), mesh_dim_names=("shard",))
 
     def _is_stage2_among_peers(self) -> bool:
-        """Whether shards go without FSDP2; a vision tower is not trained, and has no state to shard."""
-        by_peers = self.hp.collectives == "peer_copies" and self.hp.zero_stage == 2
-        in_16_bits = self._keeps_main_weights() or self.hp.optimizer_state == "bf16_stochastic"
-        return by_peers and self.plan.vision is None and in_16_bits
+        """Whether shards go without FSDP2; what is not trained, tower or weights beside adapters, has no state."""
+        trains_all = self.plan.vision is None and self.plan.lora is None
+        return trains_all and is_stage2_among_peers(self.hp)
 
     def _replicate(self, model: Decoder) -> DistributedDataParallel:
         devices = None if self.device.type == "cpu" else [self.device]
