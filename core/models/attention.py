@@ -41,8 +41,8 @@ class AttentionContext:
     """FlexAttention, compiled: without it, it would write out all S x S scores."""
     kernel: Kernel | None = None
     """The vendor's (vendor)."""
-    documents: bool = False
-    """Whether sequences hold several, which do not see each other."""
+    contiguous: bool = False
+    """Whether a row of ``block_mask`` has no holes, in its partial blocks as in its full ones (flex)."""
     rows: Tensor | None = None
     """``[B, S]``, where queries come without padding, as ``[1, M, ...]``; only its shape matters."""
     positions: Tensor | None = None
@@ -88,7 +88,10 @@ def build_context(  # noqa: PLR0913 - what the context depends on
             slopes = torch.tensor(alibi_slopes(spec.num_heads)[heads], device=device, dtype=torch.float32)
         if kind == "flex":
             mask = create_block_mask(_causal, None, None, length, length, device=device)
-            return AttentionContext(kind, rotary, None, slopes, mask, torch.compile(flex_attention))
+            # A last block that is not whole is partial for every key, beyond the full ones behind the diagonal.
+            whole = all(length % size == 0 for size in mask.BLOCK_SIZE)
+            flex = torch.compile(flex_attention)
+            return AttentionContext(kind, rotary, None, slopes, mask, flex, contiguous=whole)
         if kind == "vendor" or (kind == "sdpa" and slopes is None):
             return AttentionContext(kind, rotary, slopes=slopes)
         bias = _causal_bias(slopes, length, device)
@@ -108,7 +111,7 @@ def within_documents(context: AttentionContext, document_ids: Tensor, dtype: tor
             return (q_index >= kv_index) & (document_ids[b, q_index] == document_ids[b, kv_index])
 
         mask = create_block_mask(same_document, batch, None, length, length, device=document_ids.device)
-        return replace(context, block_mask=mask, documents=True)
+        return replace(context, block_mask=mask, contiguous=False)
     other = document_ids[:, None, :, None] != document_ids[:, None, None, :]
     if context.bias is not None:
         return replace(context, bias=context.bias.masked_fill(other, -math.inf))
@@ -192,8 +195,8 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, context: AttentionContext) 
         score_mod=None if slopes is None else alibi,
         block_mask=context.block_mask,
         enable_gqa=query.shape[1] != key.shape[1],
-        # Every token sees itself at least, and what one sees of one document has no holes.
-        kernel_options={"ROWS_GUARANTEED_SAFE": True, "BLOCKS_ARE_CONTIGUOUS": not context.documents},
+        # Every token sees itself at least. Told of no holes where there are some, gradients are wrong.
+        kernel_options={"ROWS_GUARANTEED_SAFE": True, "BLOCKS_ARE_CONTIGUOUS": context.contiguous},
     )
 
 

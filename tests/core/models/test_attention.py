@@ -151,17 +151,38 @@ def test_heads_that_are_split_over_processes_keep_their_slopes(make_model):
     assert torch.equal(torch.cat(parts, dim=1), whole)
 
 
+@pytest.mark.parametrize(("length", "contiguous"), [(256, True), (300, False)])
+def test_flex_is_told_of_no_holes_only_where_its_mask_has_none(make_model, length, contiguous):
+    context = ContextCache(make_model("llama").spec, "flex").get(length, torch.device("cpu"), torch.float32)
+    mask = context.block_mask
+    kinds = [
+        (mask.kv_num_blocks, mask.kv_indices),
+        (mask.q_num_blocks, mask.q_indices),
+        (mask.full_kv_num_blocks, mask.full_kv_indices),
+        (mask.full_q_num_blocks, mask.full_q_indices),
+    ]
+    rows = [
+        row[:count].tolist()
+        for counts, indices in kinds
+        for count, row in zip(counts.flatten(), indices.flatten(0, -2), strict=True)
+    ]
+    assert all(row == list(range(row[0], row[0] + len(row))) for row in rows if row) is contiguous
+    assert context.contiguous is contiguous
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize(("model", "kv_heads"), [("baichuan2", 6), ("llama", 2)])
+@pytest.mark.parametrize(("model", "kv_heads", "length"), [("baichuan2", 6, 300), ("llama", 2, 256)])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
-def test_flex_gradients_are_those_of_eager(make_model, run_backward, model, kv_heads, compiled, checkpointing):  # noqa: PLR0917
+def test_flex_gradients_are_those_of_eager(  # noqa: PLR0917
+    make_model, run_backward, model, kv_heads, length, compiled, checkpointing
+):
     if not torch.cuda.is_available():
         pytest.skip("needs an accelerator on which FlexAttention has a backward pass")
     # FlexAttention's kernels take heads of 16 channels or more.
     spec = {"num_kv_heads": kv_heads, "hidden_size": 96}
     generator = torch.Generator().manual_seed(3)
-    batch = torch.randint(0, 97, (2, 2, 300), generator=generator).cuda()
+    batch = torch.randint(0, 97, (2, 2, length), generator=generator).cuda()
     options = {"compile": compiled, "activation_checkpointing": checkpointing}
     flex = make_model(model, spec=spec, attention="flex", **options).cuda()
     eager = make_model(model, spec=spec, attention="eager").cuda()
