@@ -218,15 +218,21 @@ class Engine(ABC):
         """
         # Filled on the device: a copy from the host would wait for everything that is queued there.
         tokens = torch.full((), float(batch.label_tokens), dtype=torch.float32, device=self.device)
-        dist.all_reduce(tokens, group=self.data_group)
+        self._sum_up(tokens, self.data_group)
         tokens.clamp_(min=1.0)
         return self.plan.parallel.dp / tokens, tokens
 
     def global_loss(self, cross_entropy_sum: Tensor, tokens: Tensor) -> Tensor:
         """Mean cross-entropy over the global batch from this rank's sum."""
         total = cross_entropy_sum.detach().clone()
-        dist.all_reduce(total)
+        self._sum_up(total)
         return total / tokens
+
+    @staticmethod
+    def _sum_up(number: Tensor, group: dist.ProcessGroup | None = None) -> None:
+        """Over the group, in place; of one rank without the collective, which costs a CPU 0.3 ms a step."""
+        if dist.get_world_size(group) > 1:
+            dist.all_reduce(number, group=group)
 
 
 def load_engine(name: str) -> type[Engine]:

@@ -121,7 +121,7 @@ def test_our_loop_adds_less_than_the_limit_to_a_step_on_a_cpu(tmp_path: Path) ->
     bounds = []
     sets = [word for value in LONG_STEP for word in ("--set", value)]
     for _ in range(ATTEMPTS):
-        found = overhead(tmp_path, "--alternations", "30", "--steps", "3", *sets)
+        found = overhead(tmp_path, "--alternations", "40", "--steps", "4", *sets)
         bounds.append(found.bound)
         if found.bound <= found.limit:
             return
