@@ -16,6 +16,7 @@ Checkpointing = Literal["none", "selective", "full"]
 Stage = Literal["pretrain", "finetune"]
 OptimizerState = Literal["fp32", "bf16_stochastic", "8bit"]
 Packing = Literal["concat", "document_mask"]
+Collectives = Literal["library", "peer_copies"]
 
 
 class HyperParameters(Schema):
@@ -56,7 +57,7 @@ class HyperParameters(Schema):
     gathered_layers: NonNegativeInt = 0
     """Of engine torch at stage 3: the first so many layers stay gathered until the step's last backward pass, as
     all do at stage 2."""
-    collectives: Literal["library", "peer_copies"] = "library"
+    collectives: Collectives = "library"
     """What moves the shards of engine torch: the vendor's collective library, or copies between the devices of a
     node, which send gradients in their own type and add them up in fp32."""
     offload: Literal["none", "optimizer"] = "none"

@@ -15,7 +15,7 @@ from typing import TypeVar, get_args
 
 from core.report.load import load_records
 from schemas.base import Schema
-from schemas.hyperparameters import HyperParameters
+from schemas.hyperparameters import Collectives, HyperParameters
 from schemas.profile import Share
 from schemas.record import Record, StartPhase
 from tests.benchmarks.overhead import Overhead
@@ -136,7 +136,7 @@ def _scales(records: Iterable[Record]) -> list[str]:
     """Data parallel runs of the same work on several numbers of a node's chips: the fastest of each.
 
     How a run makes its sequences fit is its own affair: more chips leave room for other splits, and less to be
-    computed again.
+    computed again. One chip moves nothing, and stands beside several whichever way they move theirs.
     """
     kinds: dict[tuple[str, ...], dict[int, tuple[float, str]]] = {}
     for record in records:
@@ -144,11 +144,12 @@ def _scales(records: Iterable[Record]) -> list[str]:
             continue
         if record.topology.nodes == 1:
             hp, rate = record.plan.hyper_parameters, record.throughput.tokens_per_second_per_chip
-            found = kinds.setdefault(_kind(record, hp), {})
             again = "" if hp.activation_checkpointing == "none" else f", {hp.activation_checkpointing}"
             split = f"{hp.local_batch_size} x {hp.gradient_accumulation_steps}{again}"
             chips = record.topology.world_size
-            found[chips] = max((rate, split), found.get(chips, (0.0, "")))
+            for collectives in get_args(Collectives) if chips == 1 else (hp.collectives,):
+                found = kinds.setdefault(_kind(record, hp, collectives), {})
+                found[chips] = max((rate, split), found.get(chips, (0.0, "")))
     shared = ("run", "engine", "precision", "state", "attention", "collectives", "sequences")
     head = (*shared, "token/p/s by chips (LBS x GAS, checkpointing)", "efficiency")
     rows = [(*kind, *_scale(found)) for kind, found in sorted(kinds.items()) if len(found) > 1]
@@ -164,10 +165,10 @@ def _scale(found: Mapping[int, tuple[float, str]]) -> tuple[str, str]:
     return ", ".join(told), ", ".join(shares)
 
 
-def _kind(record: Record, hp: HyperParameters) -> tuple[str, ...]:
+def _kind(record: Record, hp: HyperParameters, collectives: str) -> tuple[str, ...]:
     """What runs must share for their rates to be compared: work a chip and step, and what is done for it."""
     sequences = f"{hp.local_batch_size * hp.gradient_accumulation_steps} of {hp.sequence_length}"
-    done = (hp.precision, hp.optimizer_state, hp.attention, hp.collectives)
+    done = (hp.precision, hp.optimizer_state, hp.attention, collectives)
     return f"{record.case} {record.chip}{_layers(record)}", record.engine, *done, sequences
 
 
