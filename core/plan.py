@@ -172,13 +172,15 @@ def _tuned(request: Request) -> dict[str, OverrideValue]:
     given = {key: plain(untuned.values[key]) for key in (*request.run.fix_hp, *request.sets)}
 
     def choose(wanted: Mapping[str, OverrideValue]) -> tuning.Settings:
-        return tuning.choose(*planned(wanted), chip, topology.world_size, {**wanted, **given})
+        # What moves shards is nothing to replicas, which may be the better choice all the same.
+        fixed = {key: value for key, value in wanted.items() if key != "collectives"}
+        return tuning.choose(*planned(wanted), chip, topology.world_size, {**fixed, **given})
 
     chosen = choose({})
     hp, model = planned(chosen)
     case = case.model_copy(update={"hyper_parameters": hp, "model": model})
     wanted = vendor.tune(case, topology, {**chosen, **given})
-    return choose(wanted) | {key: value for key, value in wanted.items() if key not in given}
+    return {key: value for key, value in wanted.items() if key not in given} | choose(wanted)
 
 
 def _engine(request: Request) -> tuple[str, str]:

@@ -123,12 +123,12 @@ def _splits(hp: HyperParameters, world_size: int, given: Mapping[str, OverrideVa
     sequences = hp.local_batch_size * hp.gradient_accumulation_steps
     alone = (hp.zero_stage if "zero_stage" in given else 0,)
     stages = engine_spec("torch").zero_stages if world_size > 1 else alone
-    if hp.collectives == "peer_copies":  # of shards, which stage 0 has none of
-        stages = tuple(stage for stage in stages if stage > 0)
     kinds = ("none", "selective", "full")
     for checkpointing, stage, local in product(kinds, stages, range(1, sequences + 1)):
         if sequences % local == 0:
             nothing_kept: Settings = {} if stage == 3 else {"gathered_layers": 0}
+            if stage == 0:  # whatever moves shards, replicas have none
+                nothing_kept["collectives"] = "library"
             yield {
                 "activation_checkpointing": checkpointing,
                 "zero_stage": stage,
@@ -181,12 +181,13 @@ def _copying_s(hp: HyperParameters, model: DecoderSpec, world_size: int) -> floa
     """What a step does with weights and gradients that its products do not need.
 
     Gradients of each further micro-batch are read, added to a sum, and written, as far as they are this rank's.
+    The update reads weight, gradient and two moments, and writes all but the gradient.
     FSDP2 also copies, in line with the products, weights out of the buffer in which they are gathered, and
     gradients into the one from which they are reduced, those of replicas once. Stage 2 among peers does without,
     of weights in 16 bits.
     """
     micro_batches = hp.gradient_accumulation_steps
-    moved = 3 * number_bytes(hp, model, world_size) * (micro_batches - 1)
+    moved = number_bytes(hp, model, world_size) * (7 + 3 * (micro_batches - 1))
     if is_sharded(hp, world_size) and not is_stage2_among_peers(hp):
         times = _gathered_times(hp, model) + (micro_batches if hp.zero_stage > 0 else 1)
         moved += 2 * weight_bytes(hp) * count_parameters(model) * times

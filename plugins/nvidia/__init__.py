@@ -58,7 +58,7 @@ def tune(case: Case, topology: Topology, chosen: Mapping[str, OverrideValue]) ->
         hp = case.hyper_parameters
         takes = _no_cudnn_alibi(case.model, hp) is None and hp.packing == "concat"
         tuned["attention"] = "vendor" if topology.chip in HOPPER and takes else "flex"
-    if topology.nodes == 1 and topology.chips_per_node > 1 and chosen.get("zero_stage") in (2, 3):
+    if topology.nodes == 1 and topology.chips_per_node > 1:
         tuned["collectives"] = "peer_copies"
     return tuned
 

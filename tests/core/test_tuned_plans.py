@@ -130,7 +130,7 @@ def test_what_is_set_decides_which_kernel_takes_it(sets: Overrides, attention: s
         ("H200x1x1", {}, "library"),
         ("H200x1x1", {"zero_stage": "3"}, "library"),
         ("H200x2x4", {}, "library"),
-        ("H200x1x4", {"optimizer_state": "bf16_stochastic"}, "library"),  # replicas
+        ("H200x1x4", {"optimizer_state": "bf16_stochastic"}, "peer_copies"),
         ("H200x1x4", {"collectives": "library"}, "library"),
         ("H200x1x4", {"zero_stage": "3"}, "peer_copies"),  # as a command line gives it
         ("H200x1x4", {"zero_stage": 0, "model.num_layers": 8}, "library"),
