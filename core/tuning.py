@@ -1,8 +1,8 @@
 """The settings that make a run fast and change nothing about what it computes, as a function of plan and chip.
 
 A run of a config with ``tuned=True`` takes them; its own ``fix_hp`` and ``--set`` go before them, and the vendor's
-``tune`` hook may replace any, whereupon the rest is chosen anew. Kept are tokens per step, precision and optimizer
-state: only like is compared with like.
+``tune`` hook may replace any, whereupon the rest is chosen anew; what it moves shards by is dropped where replicas
+are faster. Kept are tokens per step, precision and optimizer state: only like is compared with like.
 
 Of the splits of a step's sequences into LBS × GAS and the ZeRO stages that fit into memory, with every kind of
 checkpointing, the one is taken that spends the least time on sending, copying and computing again; of equals, the
@@ -107,8 +107,8 @@ def _fitting(
     if fitting:
         return min(fitting, key=lambda found: found[:2])[2]
     # Let it be tried: an estimate is no reason to refuse a run, and running out of memory leaves a record.
-    sharded = {"zero_stage": 3} if world_size > 1 else {}
-    return {"activation_checkpointing": "full", **sharded}
+    stage = given.get("zero_stage", 3 if world_size > 1 else 0)
+    return {"activation_checkpointing": "full", "zero_stage": stage, **_unmoved(stage)}
 
 
 def _room_gib(chip: ChipSpec, world_size: int) -> float:
@@ -127,15 +127,19 @@ def _splits(hp: HyperParameters, world_size: int, given: Mapping[str, OverrideVa
     for checkpointing, stage, local in product(kinds, stages, range(1, sequences + 1)):
         if sequences % local == 0:
             nothing_kept: Settings = {} if stage == 3 else {"gathered_layers": 0}
-            if stage == 0:  # whatever moves shards, replicas have none
-                nothing_kept["collectives"] = "library"
             yield {
                 "activation_checkpointing": checkpointing,
                 "zero_stage": stage,
                 "local_batch_size": local,
                 "gradient_accumulation_steps": sequences // local,
                 **nothing_kept,
+                **_unmoved(stage),
             }
+
+
+def _unmoved(stage: OverrideValue) -> Settings:
+    """Replicas have no shards for peers to copy, whatever the vendor moves them by."""
+    return {"collectives": "library"} if stage == 0 else {}
 
 
 def _gathered_layers(hp: HyperParameters, model: DecoderSpec, world_size: int, room_gib: float) -> int:

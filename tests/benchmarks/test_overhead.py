@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 ATTEMPTS = 3
 """Other processes, which share the caches, can only make the bound look larger than it is."""
 LONG_STEP = ("sequence_length=128", "model.hidden_size=128", "model.intermediate_size=352")
-"""About 0.15 s, of which 3% can be told from noise."""
+"""About 0.1 s, of which 3% can be told from noise."""
 
 
 def overhead(tmp_path: Path, *words: str) -> Overhead:

@@ -134,6 +134,7 @@ def test_what_is_set_decides_which_kernel_takes_it(sets: Overrides, attention: s
         ("H200x1x4", {"collectives": "library"}, "library"),
         ("H200x1x4", {"zero_stage": "3"}, "peer_copies"),  # as a command line gives it
         ("H200x1x4", {"zero_stage": 0, "model.num_layers": 8}, "library"),
+        ("H200x1x4", {"zero_stage": 0, "local_batch_size": 32}, "library"),  # fits by no estimate, and is tried
     ],
 )
 def test_nvidia_moves_the_shards_of_one_node_by_copies(topology: str, sets: Overrides, collectives: str) -> None:

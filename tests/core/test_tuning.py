@@ -133,7 +133,7 @@ def test_blocks_of_amp_move_16_bits_again() -> None:
     ("micro_batches", "chosen"),
     [
         (1, {"zero_stage": 2}),  # measured: 13,489 against 12,422 token/p/s
-        (16, {"zero_stage": 0, "collectives": "library"}),
+        (16, {"zero_stage": 0, "collectives": "library"}),  # by the estimate: not measured
     ],
 )
 def test_replicas_send_once_where_shards_would_send_with_each_micro_batch(
@@ -142,6 +142,11 @@ def test_replicas_send_once_where_shards_would_send_with_each_micro_batch(
     state: Overrides = {"optimizer_state": "bf16_stochastic", "collectives": "peer_copies"}
     found = choose("llama2_7b", 4, chip(tflops=989), gradient_accumulation_steps=micro_batches, **state)
     assert chosen.items() <= found.items()
+
+
+def test_shards_of_fp32_weights_update_a_part_and_leave_room_for_fewer_micro_batches() -> None:
+    chosen = choose("llama2_7b", 2, chip(tflops=989), precision="fp32")
+    assert tuple(chosen[key] for key in SPLIT) == ("selective", 3, 3, 1)
 
 
 def test_replicas_of_main_weights_are_fsdp2s_and_sum_in_fp32() -> None:

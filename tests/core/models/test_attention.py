@@ -151,7 +151,7 @@ def test_heads_that_are_split_over_processes_keep_their_slopes(make_model):
     assert torch.equal(torch.cat(parts, dim=1), whole)
 
 
-@pytest.mark.parametrize(("length", "contiguous"), [(256, True), (300, False)])
+@pytest.mark.parametrize(("length", "contiguous"), [(384, True), (300, False)])
 def test_flex_is_told_of_no_holes_only_where_its_mask_has_none(make_model, length, contiguous):
     context = ContextCache(make_model("llama").spec, "flex").get(length, torch.device("cpu"), torch.float32)
     mask = context.block_mask
@@ -171,7 +171,7 @@ def test_flex_is_told_of_no_holes_only_where_its_mask_has_none(make_model, lengt
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("model", "kv_heads", "length"), [("baichuan2", 6, 300), ("llama", 2, 256)])
+@pytest.mark.parametrize(("model", "kv_heads", "length"), [("baichuan2", 6, 300), ("llama", 2, 384)])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_flex_gradients_are_those_of_eager(  # noqa: PLR0917
