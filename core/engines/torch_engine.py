@@ -272,7 +272,7 @@ class TorchEngine(Engine):
         norms = torch._foreach_norm(grads, 2.0, dtype=torch.float32)
         square = torch.stack(norms).square().sum()
         if self._is_sharded() and self.hp.zero_stage > 0:  # every rank holds a part of each gradient
-            dist.all_reduce(square)
+            self._sum_up(square)
         norm = square.sqrt()
         if self.hp.clip_grad_norm > 0:
             excess = ((norm + 1e-6) / self.hp.clip_grad_norm).clamp(min=1.0)
