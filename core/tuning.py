@@ -108,7 +108,7 @@ def _fitting(
         return min(fitting, key=lambda found: found[:2])[2]
     # Let it be tried: an estimate is no reason to refuse a run, and running out of memory leaves a record.
     stage = given.get("zero_stage", 3 if world_size > 1 else 0)
-    return {"activation_checkpointing": "full", "zero_stage": stage, **_unmoved(stage)}
+    return {"activation_checkpointing": "full", "zero_stage": stage, **_unused(stage)}
 
 
 def _room_gib(chip: ChipSpec, world_size: int) -> float:
@@ -126,20 +126,19 @@ def _splits(hp: HyperParameters, world_size: int, given: Mapping[str, OverrideVa
     kinds = ("none", "selective", "full")
     for checkpointing, stage, local in product(kinds, stages, range(1, sequences + 1)):
         if sequences % local == 0:
-            nothing_kept: Settings = {} if stage == 3 else {"gathered_layers": 0}
             yield {
                 "activation_checkpointing": checkpointing,
                 "zero_stage": stage,
                 "local_batch_size": local,
                 "gradient_accumulation_steps": sequences // local,
-                **nothing_kept,
-                **_unmoved(stage),
+                **_unused(stage),
             }
 
 
-def _unmoved(stage: OverrideValue) -> Settings:
-    """Replicas have no shards for peers to copy, whatever the vendor moves them by."""
-    return {"collectives": "library"} if stage == 0 else {}
+def _unused(stage: OverrideValue) -> Settings:
+    """Settings without a use at a stage, as a plan wants them there: replicas have no shards for peers to copy."""
+    no_layers: Settings = {} if stage == 3 else {"gathered_layers": 0}
+    return {**no_layers, "collectives": "library"} if stage == 0 else no_layers
 
 
 def _gathered_layers(hp: HyperParameters, model: DecoderSpec, world_size: int, room_gib: float) -> int:
